@@ -1,0 +1,72 @@
+"""What counts as data: any dense numeric array becomes a tensor; anything else gets one line that says why not."""
+
+from __future__ import annotations
+
+__all__ = ["as_tensor", "require_finite"]
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+
+def as_tensor(x: Any, *, name: str = "x") -> Tensor:
+    """A dense torch tensor of ``x``; the user's array is never written to.
+
+    Accepts torch, NumPy, pandas, xarray and nested lists; any strides, byte order, boolean, integer or floating type;
+    read-only arrays are copied.
+
+    Errors:
+        DataError: for masked arrays with masked entries, sparse arrays, and entries that are not numbers.
+
+    Example:
+        >>> as_tensor(np.arange(6.0)[::-1].reshape(2, 3))[0]
+        tensor([5., 4., 3.], dtype=torch.float64)
+    """
+    if isinstance(x, Tensor):
+        if x.layout is not torch.strided:
+            raise DataError(f"{name}: found a sparse tensor, expected a dense one: use {name}.to_dense()")
+        return x.detach()
+    if hasattr(x, "tocsr"):  # scipy.sparse, which np.asarray would wrap into an object array
+        raise DataError(f"{name}: found a sparse matrix, expected a dense array: use {name}.toarray()")
+    if isinstance(x, np.ma.MaskedArray):
+        if np.ma.is_masked(x):
+            raise DataError(
+                f"{name}: found a masked array with {int(np.ma.count_masked(x))} masked entries, whose mask would be "
+                f"lost: fill them with {name}.filled(value)"
+            )
+        x = x.data
+    array = np.asarray(x)
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{name}: found entries of type {array.dtype}, expected numbers: convert with astype(float)")
+    return torch.from_numpy(_for_torch(array))
+
+
+def require_finite(x: Tensor, *, name: str = "x") -> None:
+    """Raise :class:`~pyro_vae.errors.DataError`, with the count and the first index, unless all of ``x`` is finite.
+
+    Example:
+        >>> require_finite(torch.tensor([0.0, 1.0]))
+    """
+    if not x.is_floating_point():
+        return
+    finite = torch.isfinite(x)
+    if not finite.all():
+        first = tuple((~finite).nonzero()[0].tolist())
+        raise DataError(
+            f"{name}: found {int((~finite).sum())} non-finite values, the first at index {first}: remove or impute "
+            "them before they reach the model"
+        )
+
+
+def _for_torch(array: np.ndarray) -> np.ndarray:
+    """The array in a layout and type that torch can take without a warning."""
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+    return array if array.flags.writeable else array.copy()

@@ -1,0 +1,158 @@
+"""The command line: the result on stdout, progress and errors on stderr. The only file that prints.
+
+Everything heavy is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from .config import TrainConfig
+from .errors import ConfigError, PyroVaeError
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+    from .runs import Run
+
+INTERRUPTED = 130
+
+
+def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")], json: bool = False) -> int:
+    """Train a VAE, evaluate it on the test images, and draw what there is to see.
+
+    Args:
+        json: Print the result as JSON.
+    """
+    from . import runs
+
+    return _report(runs.train(config), json)
+
+
+def resume(run: Positional[Path], data_dir: str | None = None, json: bool = False) -> int:
+    """Go on with an interrupted run.
+
+    Args:
+        run: The run folder.
+        data_dir: torchvision's data folder, if not the run's.
+        json: Print the result as JSON.
+    """
+    from . import runs
+
+    return _report(runs.resume(run, data_dir=data_dir), json)
+
+
+def evaluate(
+    run: Positional[Path],
+    num_particles: int = 5000,
+    seed: int = 0,
+    data_dir: str | None = None,
+    json: bool = False,
+) -> int:
+    """Estimate a run's ELBO, IWAE bound and log p(x) on the test images.
+
+    Args:
+        run: The run folder.
+        num_particles: Draws per image for log p(x).
+        seed: Of the draws.
+        data_dir: torchvision's data folder, if not the run's.
+        json: Print the result as JSON.
+    """
+    from . import runs
+
+    if num_particles < 2:
+        raise ConfigError(f"num_particles={num_particles}: expected at least 2, one draw has no error bar")
+    found, protocol = runs.evaluate_run(run, num_particles=num_particles, seed=seed, data_dir=data_dir)
+    _print_evaluation(found, protocol, {"run": str(run)}, json)
+    return 0
+
+
+def sample(run: Positional[Path], num: int = 100, seed: int = 0, json: bool = False) -> int:
+    """Draw new images from a run's model, as an .npz file and a picture.
+
+    Args:
+        run: The run folder.
+        num: How many.
+        seed: Of the draws.
+        json: Print the paths as JSON.
+    """
+    from . import runs
+
+    if num < 1:
+        raise ConfigError(f"num={num}: expected at least 1")
+    _print_paths(runs.sample_run(run, num=num, seed=seed), json)
+    return 0
+
+
+def plot(run: Positional[Path], data_dir: str | None = None, json: bool = False) -> int:
+    """Draw a run's pictures again.
+
+    Args:
+        run: The run folder.
+        data_dir: torchvision's data folder, if not the run's.
+        json: Print the paths as JSON.
+    """
+    from . import runs
+
+    _print_paths(runs.plot_run(run, data_dir=data_dir), json)
+    return 0
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command; exit 2 for input that cannot be used, 1 for a run that failed, 130 after Ctrl-C."""
+    warnings.showwarning = _one_line
+    commands = {"train": train, "resume": resume, "evaluate": evaluate, "sample": sample, "plot": plot}
+    try:
+        status = tyro.extras.subcommand_cli_from_dict(
+            commands, prog="pyro-vae", args=args, config=(tyro.conf.OmitArgPrefixes,), description=_ABOUT
+        )
+    except PyroVaeError as error:
+        print(f"pyro-vae: {error}", file=sys.stderr)
+        status = 1 if isinstance(error, ArithmeticError) else 2
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+_ABOUT = "Variational autoencoders as Pyro programs: train one, get its ELBO, IWAE bound and log p(x), and look at it."
+
+
+def _report(run: Run, as_json: bool) -> int:
+    if run.evaluation is None:
+        print(f"interrupted after {len(run.history.epochs)} epochs: go on with `pyro-vae resume {run.folder}`", file=sys.stderr)
+        return INTERRUPTED
+    where = {"run": str(run.folder), "pictures": [str(path) for path in run.pictures]}
+    _print_evaluation(run.evaluation, run.protocol, where, as_json)
+    return 0
+
+
+def _print_evaluation(found: Evaluation, protocol: str, where: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**where, "protocol": protocol, **found.to_dict()}))
+        return
+    print(protocol)
+    print("mean per image; lower bounds; the first error bar is Monte-Carlo, the second the choice of test images")
+    print()
+    print(found)
+    print()
+    for name, value in where.items():
+        print(f"{name}: {value if isinstance(value, str) else ' '.join(value)}")
+
+
+def _print_paths(paths: list[Path], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([str(path) for path in paths]))
+    else:
+        print("\n".join(map(str, paths)))
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"pyro-vae: note: {message}", file=sys.stderr)

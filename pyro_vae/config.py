@@ -1,0 +1,137 @@
+"""One frozen dataclass: the Python configuration, the command line, and the ``config.json`` of a run."""
+
+from __future__ import annotations
+
+__all__ = ["TrainConfig"]
+
+import dataclasses
+import difflib
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from .errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run, whole: data, model, objective, budget and seeds.
+
+    Example:
+        >>> TrainConfig.from_dict({"dataset": "digits", "latent_dims": 3})
+        Traceback (most recent call last):
+        ...
+        pyro_vae.errors.ConfigError: unknown option 'latent_dims': did you mean 'latent_dim'?
+    """
+
+    dataset: Positional[Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot"]] = "digits"
+    """The data. `digits` are embedded; the others come through torchvision."""
+    preset: Literal["mlp", "burda"] = "mlp"
+    """The networks: `mlp`, or `burda`, the one-layer network of the IWAE paper (tanh, 200-200)."""
+    latent_dim: int | None = None
+    """The number of latent dimensions; by default 2, and 50 for `burda`."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    """What p(x | z) is."""
+    likelihood_scale: float | Literal["learned", "decoder"] = "decoder"
+    """A Gaussian's sigma: made by the decoder, learned per pixel, or a number."""
+    relaxed: bool = False
+    """Accept grey values under a Bernoulli: a cross-entropy, not a log-density."""
+    binarise: Literal["static", "dynamic", "threshold", "none"] | None = None
+    """How training images are presented; by default `dynamic` under a Bernoulli, else `none`. Test images are
+    binarised once."""
+    binarise_seed: int = 0
+    """The stored seed of everything that is binarised once. Independent of --seed, so that runs share a test set."""
+    objective: Literal["elbo", "iwae"] = "elbo"
+    """The bound that is maximised."""
+    num_particles: int = 1
+    """Draws of z per datapoint and step."""
+    analytic_kl: bool = False
+    """Use the closed form of the ELBO's KL term."""
+    num_epochs: int | None = None
+    """Passes over the training data; by default 200 for `digits`, 20 for the others."""
+    batch_size: int = 64
+    """Images per step."""
+    learning_rate: float = 3e-3
+    """Adam's learning rate, at its start."""
+    schedule: Literal["constant", "cosine", "burda"] = "cosine"
+    """How the learning rate falls."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon (1e-4 in the IWAE paper)."""
+    max_grad_norm: float | None = None
+    """Clip gradients to this norm."""
+    validation: float = 0.1
+    """The share of the training images held out to watch the bound on; 0 for none."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation bound, and keep the best weights."""
+    eval_particles: int = 1000
+    """Draws per test image for log p(x)."""
+    seed: int = 0
+    """Of the starting weights, the order of the data, and all draws."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`."""
+    data_dir: str | None = None
+    """torchvision's data folder; by default $PYRO_VAE_DATA, else `data`."""
+    download: bool = False
+    """Fetch missing data from the network."""
+    out: str | None = None
+    """The run folder; by default the next free `runs/DATASET-N`."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_particles", "num_epochs", "batch_size", "latent_dim", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: expected at least 1")
+        for name in ("learning_rate", "max_grad_norm", "adam_eps"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name}={value}: expected a positive number")
+        if self.eval_particles < 2:
+            raise ConfigError(f"eval_particles={self.eval_particles}: expected at least 2, one draw has no error bar")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"validation={self.validation}: expected a share in [0, 1)")
+        if self.patience is not None and self.validation == 0:
+            raise ConfigError("patience needs held-out images: set validation above 0")
+        if self.analytic_kl and self.objective != "elbo":
+            raise ConfigError(f"analytic_kl belongs to objective='elbo', found objective={self.objective!r}")
+        if self.preset == "burda" and (self.likelihood != "bernoulli" or self.hidden != (200, 200)):
+            raise ConfigError("preset='burda' has a Bernoulli likelihood and layers of 200: use preset='mlp'")
+
+    def resolved(self) -> TrainConfig:
+        """The same with every default filled in that depends on another option."""
+        return dataclasses.replace(
+            self,
+            latent_dim=self.latent_dim or (50 if self.preset == "burda" else 2),
+            num_epochs=self.num_epochs or (200 if self.dataset == "digits" else 20),
+            binarise=self.binarise or ("dynamic" if self.likelihood == "bernoulli" and not self.relaxed else "none"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> TrainConfig:
+        """From JSON; an unknown key is a :class:`~pyro_vae.errors.ConfigError` with the nearest spelling."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in options:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+                raise ConfigError(f"unknown option {key!r}: {hint}")
+        if "hidden" in options:
+            options = {**options, "hidden": tuple(options["hidden"])}
+        return cls(**options)
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The folder of a new run: the one asked for, or the next free one of this data set."""
+    if config.out is not None:
+        return Path(config.out)
+    number = 1
+    while (folder := Path("runs") / f"{config.dataset}-{number}").exists():
+        number += 1
+    return folder

@@ -1,0 +1,192 @@
+"""Image data sets in memory as uint8, and how they are presented to a model."""
+
+from __future__ import annotations
+
+__all__ = ["BINARISATIONS", "DATASETS", "Dataset", "Pixels", "binarise", "load"]
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arrays import as_tensor, require_finite
+from .errors import DataError
+from .randomness import seeded
+
+Binarisation = Literal["static", "dynamic", "threshold", "none"]
+BINARISATIONS = ("static", "dynamic", "threshold", "none")
+
+
+class Dataset(NamedTuple):
+    """Grey images as they are stored: uint8 ``[n, height, width]`` in ``0..max_value``, with class labels."""
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    max_value: int
+
+
+class Pixels:
+    """Grey images kept as uint8 and presented as floats, batch by batch: ``pixels[index] -> [len(index), *shape]``.
+
+    Arguments:
+        x: Images ``[n, *shape]`` in ``0..max_value``; any array type.
+        binarise: ``"dynamic"`` draws every pixel anew, with its grey level as probability, each time it is presented;
+            ``"static"`` draws once, from ``seed``; ``"threshold"`` cuts at one half; ``"none"`` presents grey levels
+            in [0, 1].
+        max_value: The largest grey level.
+        seed: For ``"static"``: the same seed gives the same binary images.
+
+    Errors:
+        DataError: for empty or non-finite data, or grey levels outside ``0..max_value``.
+
+    References:
+        | On the quantitative analysis of deep belief networks (Salakhutdinov & Murray, 2008), for the protocols
+        | https://doi.org/10.1145/1390156.1390266
+
+    Example:
+        >>> images = torch.tensor([[0, 255], [128, 255]], dtype=torch.uint8)
+        >>> Pixels(images, "threshold")[torch.tensor([0, 1])]
+        tensor([[0., 1.],
+                [1., 1.]])
+    """
+
+    def __init__(self, x: Any, binarise: Binarisation = "dynamic", *, max_value: float = 255, seed: int = 0) -> None:
+        if binarise not in BINARISATIONS:
+            raise DataError(f"binarise={binarise!r}: expected one of {', '.join(BINARISATIONS)}")
+        x = as_tensor(x)
+        if x.ndim < 2 or not len(x):
+            raise DataError(f"x: expected at least one image, shape (n, ...), got shape {tuple(x.shape)}")
+        require_finite(x)
+        if x.min() < 0 or x.max() > max_value:
+            raise DataError(
+                f"x: expected grey levels in [0, {max_value:g}], found [{x.min():g}, {x.max():g}]: pass max_value=, "
+                "or shift and scale the data"
+            )
+        self.binarise = binarise
+        self.shape = tuple(x.shape[1:])
+        self.mean = x.double().mean(0).div(max_value).float()
+        """The mean image, in [0, 1]."""
+        once = binarise in ("static", "threshold")
+        self._max_value = 1.0 if once else float(max_value)
+        self._x = _once(x / max_value, binarise, seed).to(torch.uint8) if once else x
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        grey = self._x[index].float().div_(self._max_value)
+        return torch.bernoulli(grey) if self.binarise == "dynamic" else grey
+
+
+def binarise(x: Any, method: Literal["static", "threshold"] = "static", *, seed: int = 0) -> Tensor:
+    """Grey levels in [0, 1] as zeros and ones, float32: drawn once from ``seed``, or cut at one half.
+
+    Errors:
+        DataError: for values outside [0, 1].
+
+    Example:
+        >>> binarise(torch.tensor([[0.0, 0.2, 0.7, 1.0]]), "threshold")
+        tensor([[0., 0., 1., 1.]])
+    """
+    x = as_tensor(x).float()
+    require_finite(x)
+    if x.numel() and (x.min() < 0 or x.max() > 1):
+        raise DataError(f"x: expected grey levels in [0, 1], found [{x.min():g}, {x.max():g}]: divide by the largest")
+    if method not in ("static", "threshold"):
+        raise DataError(f"method={method!r}: expected 'static' or 'threshold'")
+    return _once(x, method, seed)
+
+
+def _once(grey: Tensor, method: str, seed: int) -> Tensor:
+    if method == "threshold":
+        return (grey >= 0.5).float()
+    with seeded(seed, "binarise"):
+        return torch.bernoulli(grey)
+
+
+def load(name: str = "digits", *, data_dir: str | Path | None = None, download: bool = False) -> Dataset:
+    """A data set by name: ``digits`` (embedded), ``mnist``, ``fashion_mnist``, ``kmnist``, ``omniglot``.
+
+    Arguments:
+        name: ``digits`` are scikit-learn's 1,797 images of 8 x 8 in 0..16, split 1,437 / 360 by a fixed permutation.
+            The others come through torchvision with their own split; Omniglot is inverted and reduced to 28 x 28.
+        data_dir: torchvision's root folder; by default the environment variable ``PYRO_VAE_DATA``, else ``data``.
+        download: Fetch missing data from the network. Never done unless asked.
+
+    Errors:
+        DataError: for an unknown name, or data that are missing or damaged, with the way to get them.
+
+    Example:
+        >>> load("digits").x_train.shape
+        torch.Size([1437, 8, 8])
+    """
+    if name not in DATASETS:
+        raise DataError(f"data set {name!r}: expected one of {', '.join(DATASETS)}")
+    root = Path(data_dir or os.environ.get("PYRO_VAE_DATA") or "data")
+    return DATASETS[name](name, root, download)
+
+
+def _digits(name: str, root: Path, download: bool) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    x, y = torch.from_numpy(bunch.images).to(torch.uint8), torch.from_numpy(bunch.target)
+    with seeded("digits split"):
+        order = torch.randperm(len(x))
+    train, test = order[:1437], order[1437:]
+    return Dataset(name, x[train], y[train], x[test], y[test], 16)
+
+
+def _like_mnist(class_name: str) -> Callable[[str, Path, bool], Dataset]:
+    def read(name: str, root: Path, download: bool) -> Dataset:
+        train = _torchvision(name, class_name, root, train=True, download=download)
+        test = _torchvision(name, class_name, root, train=False, download=download)
+        return Dataset(name, train.data, train.targets, test.data, test.targets, 255)
+
+    return read
+
+
+def _omniglot(name: str, root: Path, download: bool) -> Dataset:
+    import numpy as np
+
+    def part(background: bool) -> tuple[Tensor, Tensor]:
+        images, labels = [], []
+        for image, label in _torchvision(name, "Omniglot", root, background=background, download=download):
+            images.append(torch.from_numpy(255 - np.asarray(image.convert("L").resize((28, 28)))))
+            labels.append(label)
+        return torch.stack(images), torch.tensor(labels)
+
+    return Dataset(name, *part(True), *part(False), 255)
+
+
+def _torchvision(name: str, class_name: str, root: Path, *, download: bool, **options: bool) -> Any:
+    """One of torchvision's data sets; missing and damaged files become one line each."""
+    from torchvision import datasets
+
+    try:
+        return getattr(datasets, class_name)(str(root), download=download, **options)
+    except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
+        if "not found" in str(error).lower():
+            raise DataError(
+                f"{name}: not found in {root}: put the raw files into {root / class_name}, name another folder "
+                "(--data-dir, data_dir= or PYRO_VAE_DATA), or ask for the network (--download, download=True)"
+            ) from None
+        raise DataError(
+            f"{name}: the files in {root / class_name} cannot be read ({str(error) or type(error).__name__}): delete "
+            "that folder and get them again"
+        ) from error
+
+
+DATASETS: dict[str, Callable[[str, Path, bool], Dataset]] = {
+    "digits": _digits,
+    "mnist": _like_mnist("MNIST"),
+    "fashion_mnist": _like_mnist("FashionMNIST"),
+    "kmnist": _like_mnist("KMNIST"),
+    "omniglot": _omniglot,
+}

@@ -1,0 +1,92 @@
+r"""Which latent dimensions carry information."""
+
+from __future__ import annotations
+
+__all__ = ["LatentSummary", "latent_summary"]
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ..arrays import as_tensor, require_finite
+from ..traces import Program, guide_sites, latent_sites, replay, trace, unregistered
+from ..weights import Moments
+
+_ROWS = 1024
+
+
+class LatentSummary(NamedTuple):
+    """One latent site, dimension by dimension (an event of several dimensions is flattened)."""
+
+    mean_variance: Float[Tensor, " latent"]
+    r""":math:`\mathrm{Var}_x\, \mathbb E_q[z]`: how much the posterior mean moves with x."""
+    kl: Float[Tensor, " latent"]
+    r"""Mean over x of :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))`, in nats; nan where there is no closed form."""
+
+    @property
+    def active(self) -> Bool[Tensor, " latent"]:
+        """Burda's active units: those whose ``mean_variance`` exceeds 0.01."""
+        return self.mean_variance > 0.01
+
+    @property
+    def num_active(self) -> int:
+        """How many units are active; 0 means that the posterior has collapsed onto the prior."""
+        return int(self.active.sum())
+
+
+@torch.no_grad()
+def latent_summary(model: Program, guide: Program, x: Any) -> dict[str, LatentSummary]:
+    r"""Activity and KL divergence of every latent dimension, per latent site of any Pyro pair.
+
+    A unit whose posterior mean does not vary with x, and whose KL divergence is zero, has *collapsed*: the decoder
+    ignores it. Sites that depend on other latent sites are summarised at one draw of those.
+
+    Arguments:
+        model, guide: Any Pyro pair with one data plate and local latents.
+        x: Data ``[n, ...]``, any array type; n of at least 2.
+
+    Errors:
+        DataError: for non-finite data.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016), section 5.2  https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> problem = linear_gaussian(W=[[1.0, 0.0]], scale=1.0)  # the second latent dimension is not used
+        >>> latent_summary(problem.model, problem.guide(mean_field=True), problem.sample(1000, seed=0))["z"].active
+        tensor([ True, False])
+    """
+    x = as_tensor(x)
+    require_finite(x)
+    model, guide = unregistered()(model), unregistered()(guide)
+    with torch.random.fork_rng(devices=[]):
+        parts = [_moments(model, guide, batch) for batch in x.split(_ROWS)]
+    summary = {}
+    for name in parts[0]:
+        means, kls = parts[0][name]
+        for part in parts[1:]:
+            means, kls = means.merge(part[name][0]), kls.merge(part[name][1])
+        summary[name] = LatentSummary(means.sum_squares / (means.num_particles - 1), kls.mean)
+    return summary
+
+
+def _moments(model: Program, guide: Program, x: Tensor) -> dict[str, tuple[Moments, Moments]]:
+    """Moments over the datapoints of the posterior mean and of the KL divergence, per site."""
+    guide_trace = trace(guide, (x,), {})
+    p = latent_sites(replay(model, guide_trace, (x,), {}))
+    found = {}
+    for name, site in guide_sites(guide_trace).items():
+        mean = site["fn"].mean.flatten(1)
+        found[name] = (Moments.of(mean), Moments.of(_kl_by_dimension(site["fn"], p[name]["fn"], mean)))
+    return found
+
+
+def _kl_by_dimension(q: Any, p: Any, like: Tensor) -> Tensor:
+    try:
+        return kl_divergence(getattr(q, "base_dist", q), getattr(p, "base_dist", p)).expand_as(like)
+    except (NotImplementedError, RuntimeError):
+        return torch.full_like(like, torch.nan)

@@ -1,0 +1,64 @@
+"""The errors a user can meet: one line that says what was found, what was expected and how to mend it."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "NonFiniteLossError",
+    "PairError",
+    "PyroVaeError",
+    "ShapeError",
+    "StaleParamStoreError",
+]
+
+
+class PyroVaeError(Exception):
+    """Base class: ``except PyroVaeError`` catches everything this library raises on purpose."""
+
+
+class DataError(PyroVaeError, ValueError):
+    """The data cannot be used as they are: non-finite, empty, out of range, missing on disk."""
+
+
+class ShapeError(DataError):
+    """The data have another shape than the model expects."""
+
+
+class PairError(PyroVaeError, ValueError):
+    """A Pyro model and guide that do not form a pair with one data plate and local latents."""
+
+
+class StaleParamStoreError(PyroVaeError, RuntimeError):
+    """Pyro's parameter store holds another module's parameters under the same names."""
+
+
+class DeviceError(PyroVaeError, RuntimeError):
+    """The device asked for does not exist here."""
+
+
+class ConfigError(PyroVaeError, ValueError):
+    """An option or a configuration file that cannot be understood."""
+
+
+class NonFiniteLossError(PyroVaeError, ArithmeticError):
+    """The loss or a gradient became NaN or infinite; the weights are still those of the last good step."""
+
+    def __init__(self, step: int, site: str) -> None:
+        super().__init__(
+            f"step {step}: {site} is not finite; the weights are those of step {step - 1}: "
+            "lower the learning rate, clip gradients (max_grad_norm), or check the data's range"
+        )
+        self.step = step
+        self.site = site
+
+
+class CheckpointError(PyroVaeError, RuntimeError):
+    """A file that is not a usable checkpoint of this library."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason

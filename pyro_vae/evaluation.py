@@ -1,0 +1,112 @@
+"""How good a trained pair is, in one call: bounds, log p(x), their error bars, and what the latents do."""
+
+from __future__ import annotations
+
+__all__ = ["Evaluation", "evaluate"]
+
+import math
+from typing import Any, NamedTuple
+
+from .arrays import as_tensor
+from .diagnostics import LatentSummary, latent_summary
+from .evidence import LogEvidence, elbo, importance
+
+
+class Evaluation(NamedTuple):
+    """The ELBO, the importance-weighted bound and the estimate of log p(x) on the same data; ``str`` is a table."""
+
+    elbo: LogEvidence
+    iwae: LogEvidence
+    log_evidence: LogEvidence
+    latents: dict[str, LatentSummary]
+    num_dimensions: int
+    """The number of numbers in one datapoint, for bits per dimension."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per estimate, in nats per datapoint unless named otherwise."""
+        return [
+            {
+                "estimate": name,
+                "num_particles": found.num_particles,
+                "side": found.side,
+                "nats": found.mean,
+                "monte_carlo_error": found.monte_carlo_error,
+                "test_set_error": found.test_set_error,
+                "bits_per_dimension": -found.mean / (self.num_dimensions * math.log(2)),
+                "median_ess": found.ess.median().item(),
+            }
+            for name, found in (("ELBO", self.elbo), ("IWAE", self.iwae), ("log p(x)", self.log_evidence))
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values per datapoint, ready for JSON."""
+        return {
+            "num_datapoints": len(self.elbo.value),
+            "num_dimensions": self.num_dimensions,
+            "estimates": self.rows(),
+            "latents": {
+                name: {
+                    "num_active": summary.num_active,
+                    "mean_variance": summary.mean_variance.tolist(),
+                    "kl": summary.kl.tolist(),
+                }
+                for name, summary in self.latents.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'':10}{'draws':>7}{'nats':>10}{'Monte-Carlo':>13}{'test set':>10}{'bits/dim':>10}"]
+        for row in self.rows():
+            lines.append(
+                f"{row['estimate']:10}{row['num_particles']:>7}{row['nats']:>10.3f}"
+                f"{'± ' + format(row['monte_carlo_error'], '.3f'):>13}{'± ' + format(row['test_set_error'], '.2f'):>10}"
+                f"{row['bits_per_dimension']:>10.3f}"
+            )
+        for name, summary in self.latents.items():
+            note = " (posterior collapse: the decoder ignores the latents)" if not summary.num_active else ""
+            lines.append(
+                f"active units of {name}: {summary.num_active} of {len(summary.kl)}, KL {summary.kl.sum():.2f} nats{note}"
+            )
+        return "\n".join(lines)
+
+
+def evaluate(
+    pair: Any,
+    x: Any,
+    *,
+    num_particles: int = 1000,
+    iwae_particles: int = 50,
+    elbo_particles: int = 100,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    r"""Estimate the ELBO, the IWAE bound and :math:`\log p(x)` of a pair on held-out data; nothing is trained.
+
+    All three are lower bounds in expectation, ELBO :math:`\le \mathcal L_K \le \log p(x)`; each comes with a Monte-Carlo
+    error (from the draws) and a test-set error (from which datapoints there are).
+
+    Arguments:
+        pair: A :class:`~pyro_vae.VAE`, anything with ``.model`` and ``.guide``, or a tuple ``(model, guide)``.
+        x: Held-out data ``[n, ...]``, binarised once and for all if the likelihood is a Bernoulli.
+        num_particles: Draws per datapoint for :math:`\log p(x)`.
+        iwae_particles: K of the reported importance-weighted bound.
+        elbo_particles: Draws per datapoint for the ELBO.
+        seed: Of all draws; torch's own generator is left as it is.
+        progress: Show a progress bar on a terminal.
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> found = evaluate((problem.model, problem.guide()), problem.sample(50, seed=0))
+        >>> found.latents["z"].num_active
+        1
+    """
+    x = as_tensor(x)
+    model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
+    return Evaluation(
+        elbo=elbo(model, guide, x, num_particles=elbo_particles, seed=seed, progress=progress),
+        iwae=importance(model, guide, x, num_particles=iwae_particles, seed=seed, progress=progress),
+        log_evidence=importance(model, guide, x, num_particles=num_particles, seed=seed, progress=progress),
+        latents=latent_summary(model, guide, x),
+        num_dimensions=x[0].numel(),
+    )

@@ -1,0 +1,100 @@
+"""What every evidence estimator returns, and how every one goes through the data."""
+
+from __future__ import annotations
+
+__all__ = ["LogEvidence", "summarise"]
+
+import math
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from ..arrays import as_tensor, require_finite
+from ..errors import DataError
+from ..particles import particle_chunks
+from ..randomness import seeded
+from ..traces import Program, unregistered
+
+
+class LogEvidence(NamedTuple):
+    r"""An estimate of :math:`\log p(x)` or of a bound on it, per datapoint.
+
+    ``side`` says in which direction ``value`` errs *in expectation*: ``"lower"``, ``"upper"``, or ``"point"`` for
+    neither. ``stderr`` is its Monte-Carlo standard error: what repeating the estimate on the same datapoint would vary
+    by. A mean over a test set has a second, usually far larger error, from which datapoints are in it; the two are
+    reported separately and never mixed.
+    """
+
+    value: Float[Tensor, " batch"]
+    """Nats per datapoint, float64."""
+    stderr: Float[Tensor, " batch"]
+    """Monte-Carlo standard error, nats."""
+    side: Literal["lower", "upper", "point"]
+    ess: Float[Tensor, " batch"]
+    """Effective sample size of the weights, between 1 and ``num_particles``."""
+    num_particles: int
+
+    @property
+    def mean(self) -> float:
+        """The mean over datapoints, in nats per datapoint."""
+        return self.value.mean().item()
+
+    @property
+    def monte_carlo_error(self) -> float:
+        r"""Standard error of :attr:`mean` from the draws, :math:`\sqrt{\sum_b \mathrm{stderr}_b^2} / N`."""
+        return self.stderr.square().sum().sqrt().item() / len(self.value)
+
+    @property
+    def test_set_error(self) -> float:
+        r"""Standard error of :attr:`mean` from the choice of datapoints, :math:`\mathrm{sd} / \sqrt N`."""
+        return self.value.std().item() / math.sqrt(len(self.value)) if len(self.value) > 1 else math.nan
+
+
+class Summary(Protocol):
+    """What is kept of the log-weights, block by block, such as :class:`~pyro_vae.weights.LogMoments`."""
+
+    @classmethod
+    def of(cls, log_w: Float[Tensor, "particles batch"]) -> Self: ...
+
+    def merge(self, other: Self) -> Self: ...
+
+
+S = TypeVar("S", bound=Summary)
+
+
+def summarise(
+    summary: type[S],
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_particles: int,
+    seed: int,
+    max_bytes: int,
+    progress: bool,
+) -> list[S]:
+    """Draw all particles of all datapoints in blocks; the summaries, one for each run of rows of ``x``, in order.
+
+    Nothing is trained, Pyro's store is not written to, and the caller's generator stays where it is.
+    """
+    if num_particles < 2:
+        raise ValueError(f"num_particles={num_particles}: expected at least 2, since one draw has no error bar")
+    x = as_tensor(x)
+    if not x.ndim or not len(x):
+        raise DataError(f"x: expected at least one datapoint, got shape {tuple(x.shape)}")
+    require_finite(x)
+    pair = (unregistered()(model), unregistered()(guide))
+    found: dict[int, S] = {}
+    with (
+        torch.no_grad(),
+        seeded(seed, "evidence"),
+        tqdm(total=len(x) * num_particles, unit="draw", unit_scale=True, disable=None if progress else True) as bar,
+    ):
+        for rows, log_w in particle_chunks(*pair, x, num_particles=num_particles, max_bytes=max_bytes):
+            block = summary.of(log_w)
+            found[rows.start] = found[rows.start].merge(block) if rows.start in found else block
+            bar.update(log_w.numel())
+    return list(found.values())

@@ -1,0 +1,136 @@
+"""Likelihoods p(x | z): modules that turn the decoder's output into a distribution over x.
+
+Each says in ``param_shape`` what the decoder has to return for one datapoint, and in :meth:`check` which data it is a
+density of.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Bernoulli", "Gaussian", "Likelihood"]
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from .arrays import require_finite
+from .errors import DataError
+
+
+class Likelihood(nn.Module):
+    """What every likelihood is: decoder output ``[*lead, *param_shape]`` -> distribution over ``data_shape``."""
+
+    def __init__(self, data_shape: Sequence[int], param_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+        self.param_shape = tuple(param_shape)
+
+    def forward(self, params: Tensor) -> dist.Distribution:
+        """The distribution of x, with ``data_shape`` as its event."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """Raise :class:`~pyro_vae.errors.DataError` unless ``x`` is finite and in the support."""
+        require_finite(x)
+
+    def output_bias(self, mean: Tensor) -> Tensor:
+        """The decoder's output, ``param_shape``, at which E[x | z] is the given mean image."""
+        raise NotImplementedError
+
+
+class Bernoulli(Likelihood):
+    r"""Independent binary pixels, :math:`p(x \mid z) = \prod_d \pi_d^{x_d} (1 - \pi_d)^{1 - x_d}`; decoder: logits.
+
+    Arguments:
+        data_shape: The shape of one datapoint.
+        relaxed: Also accept grey values in [0, 1]. The result is then the cross-entropy, a loss that is popular but
+            **not** a log-density of the grey values: numbers cannot be compared with binarised data or the literature.
+
+    Errors:
+        DataError: for data outside {0, 1} (outside [0, 1] if relaxed), with the range found and the choices.
+
+    Example:
+        >>> Bernoulli((2, 2))(torch.zeros(5, 2, 2)).log_prob(torch.ones(5, 2, 2))[0]
+        tensor(-2.7726)
+    """
+
+    def __init__(self, data_shape: Sequence[int], *, relaxed: bool = False) -> None:
+        super().__init__(data_shape, data_shape)
+        self.relaxed = relaxed
+
+    def forward(self, params: Tensor) -> dist.Distribution:
+        # The support is checked once per datapoint in `check`, not once per particle.
+        return dist.Bernoulli(logits=params, validate_args=False).to_event(len(self.data_shape))
+
+    def check(self, x: Tensor) -> None:
+        # x * x == x holds for 0, 1 and nothing else, and costs a third of two comparisons.
+        if bool(((x >= 0) & (x <= 1)).all()) if self.relaxed else torch.equal(x * x, x):
+            return
+        super().check(x)
+        wanted = "[0, 1]" if self.relaxed else "{0, 1}"
+        raise DataError(
+            f"a Bernoulli likelihood expects x in {wanted}, found values in [{x.min():g}, {x.max():g}]: divide by the "
+            "largest grey level and binarise (pyro_vae.data.binarise: static, dynamic or threshold), use a Gaussian, "
+            "or ask for relaxed=True"
+        )
+
+    def output_bias(self, mean: Tensor) -> Tensor:
+        return torch.logit(mean.clamp(1e-3, 1 - 1e-3))
+
+
+class Gaussian(Likelihood):
+    r"""Independent Gaussian pixels, :math:`p(x \mid z) = \mathcal N(\mu_x(z), \mathrm{diag}\,\sigma_x^2)`.
+
+    Arguments:
+        data_shape: The shape of one datapoint.
+        scale: ``"decoder"`` for :math:`g(z) = (\mu_x(z), \sigma_x(z))`, whose decoder returns ``[2, *data_shape]``,
+            the location and the log-scale; ``"learned"`` for one scale per pixel, learned and the same for all z; or a
+            fixed number.
+        min_scale, max_scale: Bounds on a learned or decoder-made scale. The lower one matters: a density of data that
+            never vary (the black border of images) grows without limit as the scale goes to zero.
+
+    Errors:
+        DataError: for non-finite data, with the count and the first index.
+
+    References:
+        | Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021)
+        | https://arxiv.org/abs/2006.13202
+
+    Example:
+        >>> Gaussian((3,))(torch.zeros(5, 2, 3)).log_prob(torch.zeros(5, 3))[0]
+        tensor(-2.7568)
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        *,
+        scale: float | Literal["learned", "decoder"] = "decoder",
+        min_scale: float = 0.01,
+        max_scale: float = 100.0,
+    ) -> None:
+        from_decoder = scale == "decoder"
+        super().__init__(data_shape, (2, *data_shape) if from_decoder else data_shape)
+        self.from_decoder = from_decoder
+        self.log_bounds = (math.log(min_scale), math.log(max_scale))
+        if scale == "learned":
+            self.log_scale = nn.Parameter(torch.zeros(*data_shape))
+        elif not isinstance(scale, str):
+            if not (math.isfinite(scale) and scale > 0):
+                raise ValueError(f"scale={scale}: expected a positive number, 'learned' or 'decoder'")
+            self.register_buffer("log_scale", torch.full(tuple(data_shape), math.log(scale)))
+            self.log_bounds = (-math.inf, math.inf)
+        elif not from_decoder:
+            raise ValueError(f"scale={scale!r}: expected a positive number, 'learned' or 'decoder'")
+
+    def forward(self, params: Tensor) -> dist.Distribution:
+        ndim = len(self.data_shape)
+        loc, log_scale = params.unbind(-1 - ndim) if self.from_decoder else (params, self.log_scale)
+        scale = log_scale.clamp(*self.log_bounds).exp()
+        return dist.Normal(loc, scale, validate_args=False).to_event(ndim)
+
+    def output_bias(self, mean: Tensor) -> Tensor:
+        return torch.stack([mean, torch.zeros_like(mean)]) if self.from_decoder else mean

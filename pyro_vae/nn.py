@@ -1,0 +1,70 @@
+"""Networks that take any leading batch dimensions."""
+
+from __future__ import annotations
+
+__all__ = ["MLP"]
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+Shape = int | Sequence[int]
+
+
+class MLP(nn.Module):
+    r"""Multi-layer perceptron from events of one shape to events of another.
+
+    Leading dimensions (particles, batch) pass through: ``[*lead, *in_shape] -> [*lead, *out_shape]``. Weights start as
+    Glorot-uniform, biases at zero.
+
+    Arguments:
+        in_shape: The shape of one input.
+        hidden: The widths of the hidden layers.
+        out_shape: The shape of one output.
+        activation: The constructor of the module between layers.
+
+    References:
+        | Understanding the difficulty of training deep feedforward neural networks (Glorot & Bengio, 2010)
+        | https://proceedings.mlr.press/v9/glorot10a.html
+
+    Example:
+        >>> net = MLP(in_shape=(8, 8), hidden=(16,), out_shape=3)
+        >>> net(torch.zeros(5, 2, 8, 8)).shape
+        torch.Size([5, 2, 3])
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        hidden: Sequence[int],
+        out_shape: Shape,
+        *,
+        activation: Callable[[], nn.Module] = nn.Tanh,
+    ) -> None:
+        super().__init__()
+        self.in_shape = _shape(in_shape)
+        self.out_shape = _shape(out_shape)
+        widths = [math.prod(self.in_shape), *hidden, math.prod(self.out_shape)]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            linear = nn.Linear(fan_in, fan_out)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, activation()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[: x.ndim - len(self.in_shape)]
+        return self.layers(x.reshape(*lead, -1)).reshape(*lead, *self.out_shape)
+
+    @property
+    def output_bias(self) -> Tensor:
+        """The bias of the last layer, of shape ``out_shape``: a view, to start it from what the data say."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last.bias.view(self.out_shape)
+
+
+def _shape(shape: Shape) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)

@@ -1,0 +1,157 @@
+r"""What all objectives share: the sockets into Pyro and torch, and the scale."""
+
+from __future__ import annotations
+
+__all__ = ["Objective", "ObjectiveModule"]
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro.infer
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor, nn
+
+from ..errors import PairError
+from ..particles import Sites, draw_sites
+from ..traces import Program, replay, trace, unregistered
+
+
+class Objective(pyro.infer.ELBO):
+    r"""A bound on :math:`\log p(x)` that any Pyro pair can be trained on.
+
+    A member defines :meth:`bound`, from log-weights ``[particles, batch]`` to nats per datapoint ``[batch]``. The rest
+    is here: it goes into stock :class:`pyro.infer.SVI` as ``loss=``, and ``objective(model, guide)`` is an ``nn.Module``
+    that owns the pair's parameters, for any torch optimiser.
+
+    .. math:: \text{loss} = -\sum_b s_b\, \mathcal L(x_b)
+
+    with :math:`s` the scale of subsampled plates and ``poutine.scale``, applied *after* the bound, and :math:`\mathcal L`
+    the true bound.
+
+    Arguments:
+        num_particles: The number of particles K.
+        gradient: How the gradient is estimated; ``"total"`` is that of the bound itself by the reparameterisation
+            trick, unbiased for every bound.
+
+    Errors:
+        PairError: for pairs that are not one data plate with local latents, and for a latent site whose distribution
+            cannot be reparameterised, where ``"total"`` would miss a term.
+    """
+
+    gradients: tuple[str, ...] = ("total",)
+
+    def __init__(self, *, num_particles: int = 1, gradient: str = "total") -> None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles={num_particles}: expected at least 1")
+        if gradient not in self.gradients:
+            raise ValueError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
+        super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+        self.gradient = gradient
+
+    def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
+        """The bound, to maximise, in nats per datapoint."""
+        raise NotImplementedError
+
+    def bound_and_scale(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> tuple[Float[Tensor, " batch"], Any]:
+        """The bound per datapoint, unscaled, with its gradient attached; and the scale that the pair asks for."""
+        sites = self._sites(model, guide, args, kwargs)
+        if torch.is_grad_enabled() and not sites.reparameterized:
+            raise PairError(
+                "a latent site of the guide cannot be reparameterised (it has no rsample), so this gradient would miss "
+                "a term: use a continuous distribution, or sum a discrete site out with pyro.infer.TraceEnum_ELBO"
+            )
+        return self._bound(sites), sites.scale
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a scalar tensor to call ``backward`` on."""
+        bound, scale = self.bound_and_scale(model, guide, *args, **kwargs)
+        return -(scale * bound).sum()
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; nothing is trained."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, its gradients added to the parameters' ``.grad``: what ``SVI.step`` calls."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def __call__(self, model: Program, guide: Program) -> ObjectiveModule:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The objective of this pair as an ``nn.Module`` that owns the pair's parameters."""
+        return ObjectiveModule(self, model, guide)
+
+    def _sites(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Sites:
+        return draw_sites(model, guide, args, kwargs, num_particles=self.num_particles)
+
+    def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
+        return self.bound(sites.log_w)
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
+        guide_trace = trace(guide, args, kwargs)
+        return replay(model, guide_trace, args, kwargs), guide_trace
+
+
+class ObjectiveModule(nn.Module):
+    """``module(x)`` is the loss of a pair; ``module.parameters()`` are the pair's.
+
+    The parameters are those of every ``nn.Module`` behind the pair: the owner of a bound method, a module that is
+    called itself, and the modules that a plain function refers to. Pyro's global store is neither read nor written
+    for them.
+
+    Errors:
+        PairError: if no module is found, because such a module would silently train nothing.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,))
+        >>> loss = pv.objectives.IWAE(num_particles=4)(vae.model, vae.guide)
+        >>> len(list(loss.parameters())) == len(list(vae.parameters()))
+        True
+        >>> loss(torch.ones(3, 4)).backward()
+    """
+
+    def __init__(self, objective: Objective, model: Program, guide: Program) -> None:
+        super().__init__()
+        self.objective = objective
+        self.owned = nn.ModuleList(dict.fromkeys([*_modules_behind(model), *_modules_behind(guide)]))
+        if not any(True for _ in self.owned.parameters()):
+            raise PairError(
+                "found no parameters behind this model and guide: pass methods of an nn.Module, or functions that use "
+                "one; train a pair that only calls pyro.param with pyro.infer.SVI"
+            )
+        # In a tuple, so that a model that is a module itself is not registered a second time.
+        self.pair = (unregistered()(model), unregistered()(guide))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.objective.differentiable_loss(*self.pair, *args, **kwargs)
+
+    def bound(self, *args: Any, **kwargs: Any) -> Float[Tensor, " batch"]:
+        """The bound per datapoint, unscaled, in nats, with its gradient attached."""
+        return self.objective.bound_and_scale(*self.pair, *args, **kwargs)[0]
+
+
+def _modules_behind(program: Callable[..., Any]) -> Iterator[nn.Module]:
+    """The modules that a Pyro function uses: itself, its owner, what it wraps, closes over or names."""
+    if isinstance(program, nn.Module):
+        yield program
+    elif isinstance(getattr(program, "__self__", None), nn.Module):
+        yield program.__self__  # pyright: ignore[reportFunctionMemberAccess]
+    elif isinstance(program, functools.partial) or hasattr(program, "func"):  # also what a poutine returns
+        partial: Any = program
+        for part in (partial.func, *partial.args, *partial.keywords.values()):
+            if callable(part):
+                yield from _modules_behind(part)
+    elif inspect.isfunction(program):
+        names = inspect.getclosurevars(inspect.unwrap(program))
+        for value in (*names.nonlocals.values(), *names.globals.values()):
+            if isinstance(value, nn.Module):
+                yield value

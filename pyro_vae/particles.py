@@ -1,0 +1,242 @@
+r"""The waist: any Pyro pair on one side, log-weights per datapoint on the other.
+
+Nothing above this file looks at a Pyro trace, and nothing below it knows what a bound is.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Particles", "Sites", "draw_particles", "draw_sites", "particle_chunks"]
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+from .errors import ShapeError
+from .traces import (
+    PARTICLES,
+    Program,
+    common_scale,
+    guide_sites,
+    latent_sites,
+    replay,
+    require_same_sites,
+    sample_sites,
+    site_kl,
+    site_log_prob,
+    trace,
+    unregistered,
+)
+
+Terms = dict[str, Tensor]
+
+
+class Particles(NamedTuple):
+    r"""Draws from the guide and their log-weights, ``log_w = log_p - log_q``, in nats per datapoint, unscaled."""
+
+    log_w: Float[Tensor, "particles batch"]
+    log_p: Float[Tensor, "particles batch"]
+    log_q: Float[Tensor, "particles batch"]
+    z: dict[str, Tensor]
+
+
+class Sites(NamedTuple):
+    r"""The same by site: every term is ``[particles, batch]``, in nats per datapoint, unscaled and masked.
+
+    ``scale`` is what :class:`pyro.poutine.scale` and subsampled plates ask for; it belongs outside the bound.
+    """
+
+    log_prior: Terms
+    log_likelihood: Terms
+    log_q: Terms
+    z: dict[str, Tensor]
+    kl: Terms
+    scale: Any
+    reparameterized: bool
+
+    @property
+    def log_p(self) -> Float[Tensor, "particles batch"]:
+        r""":math:`\log p(x, z)`."""
+        return _total({**self.log_prior, **self.log_likelihood})
+
+    @property
+    def log_w(self) -> Float[Tensor, "particles batch"]:
+        r""":math:`\log p(x, z) - \log q(z \mid x)`."""
+        return self.log_p - _total(self.log_q)
+
+
+def draw_particles(model: Program, guide: Program, x: Any, *args: Any, num_particles: int = 1, **kwargs: Any) -> Particles:
+    r"""Draw :math:`z_{kb} \sim q(\cdot \mid x_b)` and weigh it, for any Pyro pair.
+
+    .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b)
+
+    The encoder runs once per datapoint, whatever the number of particles is. A model whose networks cannot take a
+    leading particle dimension (a convolution after ``view(z.shape[0], ...)``) is run particle by particle instead,
+    with the same numbers. Plate scales and ``poutine.scale`` do not enter.
+
+    Arguments:
+        model, guide: Pyro functions with one data plate at dim -1 and all latent sites inside it.
+        x, args, kwargs: What both are called with.
+        num_particles: The number of particles K.
+
+    Errors:
+        PairError: for sites outside the data plate, further plates, or latent sites that only one of the two has.
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> problem = linear_gaussian(W=[[1.0]], scale=1.0)
+        >>> draw_particles(problem.model, problem.guide(), torch.zeros(4, 1), num_particles=3).log_w.shape
+        torch.Size([3, 4])
+    """
+    with unregistered():
+        sites = draw_sites(model, guide, (x, *args), kwargs, num_particles=num_particles)
+    return Particles(sites.log_w, sites.log_p, _total(sites.log_q), sites.z)
+
+
+def draw_sites(
+    model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, num_particles: int, analytic_kl: bool = False
+) -> Sites:
+    """One run of the pair, term by term; see :func:`draw_particles`. ``analytic_kl`` fills ``kl`` with exact terms."""
+    if num_particles < 1:
+        raise ValueError(f"num_particles={num_particles}: expected at least 1")
+    try:
+        with _particle_plate(num_particles):
+            guide_trace = trace(guide, args, kwargs)
+    except _SHAPE_ERRORS:
+        if num_particles == 1:
+            raise
+        return _stack(
+            [draw_sites(model, guide, args, kwargs, num_particles=1, analytic_kl=analytic_kl) for _ in range(num_particles)]
+        )
+    return _weigh(model, guide_trace, args, kwargs, num_particles, analytic_kl)
+
+
+def particle_chunks(
+    model: Program, guide: Program, x: Tensor, *, num_particles: int, max_bytes: int
+) -> Iterator[tuple[slice, Float[Tensor, "particles batch"]]]:
+    """Log-weights of ``num_particles`` draws per datapoint, in blocks ``(rows of x, log_w)`` that fit ``max_bytes``.
+
+    A guide of one latent site runs once per datapoint: every block draws from the distribution that it declared. A
+    guide of several sites has to run again for each block, which therefore gets as many particles as will fit.
+    """
+    fits = max(1, max_bytes // _row_bytes(x))
+    rows = min(_MAX_ROWS, fits)
+    start = 0
+    while start < len(x):
+        span = slice(start, min(start + rows, len(x)))
+        batch = x[span]
+        guide_trace = trace(guide, (batch,), {})
+        latent = guide_sites(guide_trace)
+        if (drawn := next(iter(latent.values()))["value"].shape[0]) != len(batch):
+            raise ShapeError(
+                f"the guide drew {drawn} latent values for {len(batch)} datapoints: evaluation needs one for each, so "
+                "call a pair whose data plate does not subsample"
+            )
+        if len(latent) > 1 and rows > (fewer := max(1, fits // num_particles)):
+            rows = fewer  # all particles at once for fewer datapoints, so that the encoder is not run again and again
+            continue
+        most = max(1, fits // len(batch))
+        for done in range(0, num_particles, most):
+            block = min(most, num_particles - done)
+            if len(latent) == 1:
+                sites = _weigh(model, _redraw(guide_trace, block), (batch,), {}, block, False)
+            else:
+                sites = draw_sites(model, guide, (batch,), {}, num_particles=block)
+            yield span, sites.log_w
+        start = span.stop
+
+
+# What a network that cannot take a leading particle dimension raises. A program that is at fault in another way raises
+# again in the loop, where nothing is caught.
+_SHAPE_ERRORS = (RuntimeError, ValueError, IndexError)
+_MAX_ROWS = 256
+
+
+def _particle_plate(num_particles: int) -> AbstractContextManager[Any]:
+    """The plate over particles; one particle needs none, so any program can run as it was written."""
+    return pyro.plate(PARTICLES, num_particles, dim=-2) if num_particles > 1 else nullcontext()
+
+
+def _weigh(
+    model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict, num_particles: int, analytic_kl: bool
+) -> Sites:
+    """Run the model at the guide's draws: all particles at once or, if its networks cannot, one by one."""
+    q = guide_sites(guide_trace)
+    try:
+        with _particle_plate(num_particles):
+            model_trace = replay(model, guide_trace, args, kwargs)
+    except _SHAPE_ERRORS as error:
+        if num_particles == 1 or isinstance(error, torch.OutOfMemoryError):
+            raise
+        traces = (replay(model, _particle(guide_trace, k), args, kwargs) for k in range(num_particles))
+        terms = [_model_terms(q, trace, 1, analytic_kl, particle=k) for k, trace in enumerate(traces)]
+    else:
+        terms = [_model_terms(q, model_trace, num_particles, analytic_kl)]
+    prior, likelihood, kl, scale = zip(*terms, strict=True)
+    return Sites(
+        log_prior=_cat(prior),
+        log_likelihood=_cat(likelihood),
+        log_q={name: site_log_prob(site, num_particles) for name, site in q.items()},
+        z={name: site["value"] if num_particles > 1 else site["value"][None] for name, site in q.items()},
+        kl=_cat(kl),
+        scale=scale[0],
+        reparameterized=all(site["fn"].has_rsample for site in q.values()),
+    )
+
+
+def _model_terms(
+    q: dict[str, Any], trace: poutine.Trace, num_particles: int, analytic_kl: bool, particle: int = 0
+) -> tuple[Terms, Terms, Terms, Any]:
+    """Log-prior, log-likelihood, KL and scale of a model trace that holds all particles, or the one given."""
+    sites = sample_sites(trace)
+    latent = {name: site for name, site in sites.items() if not site["is_observed"]}
+    require_same_sites(q, latent, analytic_kl)
+    kl = {name: site_kl(q[name], latent[name])[particle : particle + num_particles] for name in q} if analytic_kl else {}
+    return (
+        {name: site_log_prob(site, num_particles) for name, site in latent.items()},
+        {name: site_log_prob(site, num_particles) for name, site in sites.items() if site["is_observed"]},
+        kl,
+        common_scale([*q.values(), *sites.values()]),
+    )
+
+
+def _cat(parts: Sequence[Terms]) -> Terms:
+    """Particles of several runs behind one another."""
+    return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _stack(parts: list[Sites]) -> Sites:
+    prior, likelihood, log_q, z, kl, scale, reparameterized = zip(*parts, strict=True)
+    return Sites(*map(_cat, (prior, likelihood, log_q, z, kl)), scale=scale[0], reparameterized=reparameterized[0])
+
+
+def _with_values(trace: poutine.Trace, value: Callable[[Any], Tensor]) -> poutine.Trace:
+    """A copy of the trace with other values at its latent sites."""
+    changed = trace.copy()
+    for name, site in latent_sites(trace).items():
+        changed.nodes[name] = {**site, "value": value(site)}
+    return changed
+
+
+def _particle(trace: poutine.Trace, k: int) -> poutine.Trace:
+    return _with_values(trace, lambda site: site["value"][k])
+
+
+def _redraw(trace: poutine.Trace, num_particles: int) -> poutine.Trace:
+    shape = torch.Size([num_particles] if num_particles > 1 else [])
+    return _with_values(trace, lambda site: site["fn"](shape))
+
+
+def _row_bytes(x: Tensor) -> int:
+    """What one particle of one datapoint takes while it is weighed."""
+    copies = 8  # a guess at activations and temporaries, in units of the data
+    return copies * max(1, x[0].numel()) * torch.get_default_dtype().itemsize
+
+
+def _total(terms: Terms) -> Tensor:
+    return torch.stack(list(terms.values())).sum(0) if len(terms) > 1 else next(iter(terms.values()))

@@ -1,0 +1,136 @@
+"""Pictures: values in, Axes out. Nothing is shown or saved here except by :func:`save`."""
+
+from __future__ import annotations
+
+__all__ = ["history", "images", "latents", "manifold", "reconstructions", "save"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator
+
+from .arrays import as_tensor
+
+
+def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = "", invert: bool = True) -> Axes:
+    """Images ``[n, height, width]`` side by side, dark on white unless ``invert=False``."""
+    x = _pictures(x)
+    columns = min(columns, len(x))
+    rows = -(-len(x) // columns)
+    ax = _axes(ax, width=0.6 * columns, height=0.6 * rows)
+    height, width = x.shape[1:]
+    canvas = np.zeros((rows * height, columns * width))
+    for number, image in enumerate(x):
+        row, column = divmod(number, columns)
+        canvas[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+    _show(ax, canvas, invert)
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=9)
+    return ax
+
+
+def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Data in the upper row, their reconstructions in the lower one."""
+    x, x_hat = _pictures(x), _pictures(x_hat)
+    ax = images(np.concatenate([x, x_hat]), ax, columns=len(x), title=title)
+    ax.set_axis_on()
+    ax.set_xticks([])
+    height = x.shape[1]
+    ax.set_yticks([height / 2, 1.5 * height], ["data", "reconstruction"])
+    ax.tick_params(length=0)
+    return ax
+
+
+def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Decoded images ``[rows * columns, height, width]`` of a grid in a two-dimensional latent space.
+
+    ``z`` holds the grid's values along one side, in increasing order; row-major images, the first row at the *top*
+    being the largest second coordinate.
+    """
+    x, z = _pictures(x), as_tensor(z).cpu().numpy()
+    side = len(z)
+    ax = images(x, ax, columns=side, title=title)
+    ax.set_axis_on()
+    height, width = x.shape[1:]
+    chosen = np.linspace(0, side - 1, 5).round().astype(int)
+    labels = [f"{z[index]:.1f}" for index in chosen]
+    ax.xaxis.set_major_locator(FixedLocator((chosen + 0.5) * width - 0.5))
+    ax.xaxis.set_major_formatter(FixedFormatter(labels))
+    ax.yaxis.set_major_locator(FixedLocator((side - chosen - 0.5) * height - 0.5))
+    ax.yaxis.set_major_formatter(FixedFormatter(labels))
+    ax.set_xlabel("$z_1$")
+    ax.set_ylabel("$z_2$")
+    return ax
+
+
+def latents(loc: Any, labels: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Posterior means ``[n, 2]`` coloured by class, over circles that hold 50% and 95% of the prior N(0, I)."""
+    loc, labels = as_tensor(loc).cpu().numpy(), as_tensor(labels).cpu().numpy()
+    ax = _axes(ax, width=5.6, height=4.8)
+    classes = np.unique(labels)
+    for number, label in enumerate(classes):
+        chosen = loc[labels == label]
+        ax.scatter(*chosen.T, s=7, color=f"C{number % 10}", alpha=0.7, linewidths=0, label=str(label))
+    angle = np.linspace(0, 2 * np.pi, 200)
+    for share, style in ((0.5, "--"), (0.95, ":")):
+        radius = np.sqrt(-2 * np.log(1 - share))
+        ax.plot(
+            radius * np.cos(angle), radius * np.sin(angle), style, color="0.4", linewidth=1, label=f"{share:.0%} of p(z)"
+        )
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_xlabel("$E_q[z_1]$")
+    ax.set_ylabel("$E_q[z_2]$")
+    if len(classes) <= 12:
+        ax.legend(fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    ax.set_title(title, fontsize=9)
+    return ax
+
+
+def history(epochs: Sequence[Any], ax: Axes | None = None, *, title: str = "", label: str = "bound") -> Axes:
+    """The training and validation bound against the epoch."""
+    ax = _axes(ax, width=5.6, height=3.4)
+    numbers = [row.epoch for row in epochs]
+    ax.plot(numbers, [row.train_bound for row in epochs], label="training")
+    held_out = np.array([row.validation_bound for row in epochs])
+    if not np.isnan(held_out).all():
+        ax.plot(numbers, held_out, label="validation")
+    # The first epochs are far below the rest and would flatten it.
+    settled = np.array([row.train_bound for row in epochs])[len(epochs) // 20 :]
+    ax.set_ylim(bottom=min(settled.min(), np.nanmin(held_out[len(epochs) // 20 :], initial=np.inf)))
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(f"{label}, nats per datapoint")
+    ax.legend(frameon=False, fontsize=8)
+    ax.set_title(title, fontsize=9)
+    return ax
+
+
+def save(ax: Axes, path: str | Path, *, dpi: int = 150) -> None:
+    """Write the figure that ``ax`` is in."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    figure.savefig(path, dpi=dpi, bbox_inches="tight")
+
+
+def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
+    """The given Axes, or new ones in a figure of their own, without pyplot's global state."""
+    return Figure(figsize=(width, height + 0.3), layout="constrained").subplots() if ax is None else ax
+
+
+def _pictures(x: Any) -> np.ndarray:
+    """Images as ``[n, height, width]``; flat ones are squared if they can be, one channel is dropped."""
+    x = as_tensor(x).cpu().numpy()
+    if x.ndim == 4 and x.shape[1] == 1:
+        x = x[:, 0]
+    if x.ndim == 2 and (side := round(x.shape[1] ** 0.5)) ** 2 == x.shape[1]:
+        x = x.reshape(-1, side, side)
+    if x.ndim != 3:
+        raise ValueError(f"expected images of shape (n, height, width), got {x.shape}: reshape them")
+    return x
+
+
+def _show(ax: Axes, canvas: np.ndarray, invert: bool) -> None:
+    ax.imshow(canvas, cmap="gray_r" if invert else "gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")

@@ -1,0 +1,262 @@
+"""A run from its configuration to its folder: train, evaluate, look. Nothing here prints."""
+
+from __future__ import annotations
+
+__all__ = ["Run", "evaluate_run", "load_run", "plot_run", "resume", "sample_run", "train"]
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import data, plot
+from .checkpoint import load, replace_file, save
+from .config import TrainConfig, run_folder
+from .errors import CheckpointError, ConfigError
+from .evaluation import Evaluation, evaluate
+from .objectives import ELBO, IWAE, Objective
+from .presets import burda_vae, mlp_vae
+from .randomness import seeded
+from .training import find_device, fit
+from .training_state import Epoch, History
+from .vae import VAE
+
+Split = tuple[data.Pixels, data.Pixels | None, Tensor, Tensor]
+
+
+class Run(NamedTuple):
+    """A finished run: its folder and what is in it. An interrupted one has no evaluation and no pictures yet."""
+
+    folder: Path
+    config: TrainConfig
+    history: History
+    protocol: str
+    """What the numbers refer to, in one line."""
+    evaluation: Evaluation | None
+    pictures: list[Path]
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> Run:
+    """Train, evaluate and draw, in a new folder.
+
+    Errors:
+        ConfigError: if the folder already holds a run.
+        DataError: for missing data, or data that do not suit the likelihood.
+    """
+    config = config.resolved()
+    folder = run_folder(config)
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} already holds a run: choose another --out, or go on with `pyro-vae resume {folder}`")
+    find_device(config.device)
+    source = data.load(config.dataset, data_dir=config.data_dir, download=config.download)
+    split = _split(config, source)
+    _write_json(folder / "config.json", config.to_dict())
+    return _train(config, folder, split, progress)
+
+
+def resume(folder: str | Path, *, data_dir: str | None = None, progress: bool = True) -> Run:
+    """Go on with a run that was interrupted; the result is that of an uninterrupted one, bit for bit."""
+    config = _config(folder)
+    folder = Path(folder)
+    if (folder / "model.safetensors").exists():
+        raise ConfigError(f"{folder} is complete: look at it with `pyro-vae evaluate {folder}` or `plot`")
+    source = data.load(config.dataset, data_dir=data_dir or config.data_dir)
+    return _train(config, folder, _split(config, source), progress)
+
+
+def evaluate_run(
+    folder: str | Path, *, num_particles: int = 5000, seed: int = 0, data_dir: str | None = None, progress: bool = True
+) -> tuple[Evaluation, str]:
+    """Evaluate a run's model on the test images again; the result, and what it refers to, in words."""
+    config, vae = load_run(folder)
+    _, _, x_test, _ = _split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
+    found = evaluate(vae, x_test, num_particles=num_particles, seed=seed, progress=progress)
+    _write_json(Path(folder) / f"evaluation-{num_particles}.json", _record(config, found, seed))
+    return found, protocol(config, x_test)
+
+
+def sample_run(folder: str | Path, *, num: int = 100, seed: int = 0) -> list[Path]:
+    """Draw from a run's model: ``samples-NUM.npz`` with z, x and E[x | z], and a picture of the last."""
+    _, vae = load_run(folder)
+    with torch.no_grad(), seeded(seed, "sample"):
+        z = vae.prior().sample(torch.Size([num]))
+        p = vae.decode(z)
+        x, mean = p.sample(), p.mean
+    base = Path(folder) / f"samples-{num}"
+    np.savez_compressed(base.with_suffix(".npz"), z=z.numpy(), x=x.numpy(), mean=mean.numpy())
+    plot.save(plot.images(mean, title=_SAMPLES_TITLE), base.with_suffix(".png"))
+    return [base.with_suffix(".npz"), base.with_suffix(".png")]
+
+
+def plot_run(folder: str | Path, *, data_dir: str | None = None) -> list[Path]:
+    """Draw a run's pictures again."""
+    config, vae = load_run(folder)
+    source = data.load(config.dataset, data_dir=data_dir or config.data_dir)
+    _, _, x_test, y_test = _split(config, source)
+    rows = (Path(folder) / "history.csv").read_text().splitlines()[1:]
+    epochs = [Epoch(int(e), int(s), *map(float, rest)) for e, s, *rest in (row.split(",") for row in rows)]
+    return _draw(config, Path(folder), vae, epochs, x_test, y_test)
+
+
+def load_run(folder: str | Path) -> tuple[TrainConfig, VAE]:
+    """A run's configuration and trained model."""
+    config = _config(folder)
+    path = Path(folder) / "model.safetensors"
+    if not path.exists():
+        raise CheckpointError(path, f"does not exist: the run is not complete, go on with `pyro-vae resume {folder}`")
+    return config, load(path)
+
+
+def protocol(config: TrainConfig, x_test: Tensor) -> str:
+    """What the numbers refer to, in one line."""
+    shape = " x ".join(map(str, x_test.shape[1:]))
+    if config.binarise in ("static", "dynamic"):
+        how = f"binarised once (seed {config.binarise_seed}; training: {config.binarise})"
+    else:
+        how = {"threshold": "binarised at 1/2", "none": "grey levels in [0, 1]"}[str(config.binarise)]
+    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if config.relaxed else config.likelihood.capitalize()
+    if config.likelihood == "gaussian":
+        what += f" ({config.likelihood_scale} scale; a density, which may exceed 1)"
+    return f"{config.dataset} test set: {len(x_test)} images of {shape}, {how}; likelihood: {what}"
+
+
+_SAMPLES_TITLE = "samples: E[x | z] for z drawn from the prior"
+
+
+def _train(config: TrainConfig, folder: Path, split: Split, progress: bool) -> Run:
+    assert config.num_epochs is not None
+    x_train, x_validation, x_test, y_test = split
+    with seeded(config.seed, "start"):
+        vae = _build(config, x_train)
+    checkpoint = folder / "training.safetensors"
+    history = fit(
+        vae,
+        x_train,
+        objective=_objective(config),
+        num_epochs=config.num_epochs,
+        batch_size=min(config.batch_size, len(x_train)),
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        adam_eps=config.adam_eps,
+        max_grad_norm=config.max_grad_norm,
+        validation=x_validation,
+        patience=config.patience,
+        seed=config.seed,
+        device=config.device,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    history.to_csv(folder / "history.csv")
+    if history.interrupted:
+        return Run(folder, config, history, protocol(config, x_test), None, [])
+    found = evaluate(vae, x_test, num_particles=config.eval_particles, seed=config.seed, progress=progress)
+    vae.cpu()
+    record = _record(config, found, config.seed)
+    record["training"] = {"epochs": len(history.epochs), "seconds": history.epochs[-1].seconds}
+    record["clamped_scales"] = vae.clamped_scales(x_test)
+    _write_json(folder / "evaluation.json", record)
+    pictures = _draw(config, folder, vae, history.epochs, x_test, y_test)
+    save(vae, folder / "model.safetensors")  # last: its presence says that the run is complete
+    for left in folder.glob("*training.safetensors"):
+        left.unlink()
+    return Run(folder, config, history, protocol(config, x_test), found, pictures)
+
+
+def _split(config: TrainConfig, source: data.Dataset) -> Split:
+    """Training and validation images as they are presented; test images and labels, fixed once and for all."""
+    assert config.binarise is not None
+    num_held_out = round(config.validation * len(source.x_train))
+    cut = len(source.x_train) - num_held_out
+    once = "static" if config.binarise == "dynamic" else config.binarise
+
+    def presented(x: Tensor, binarise: data.Binarisation, stream: int) -> data.Pixels:
+        return data.Pixels(x, binarise, max_value=source.max_value, seed=3 * config.binarise_seed + stream)
+
+    train = presented(source.x_train[:cut], config.binarise, 1)
+    held_out = presented(source.x_train[cut:], once, 2) if num_held_out else None
+    return train, held_out, presented(source.x_test, once, 0)[:], source.y_test
+
+
+def _build(config: TrainConfig, x_train: data.Pixels) -> VAE:
+    assert config.latent_dim is not None
+    if config.preset == "burda":
+        return burda_vae(data_shape=x_train.shape, latent_dim=config.latent_dim, data_mean=x_train.mean)
+    return mlp_vae(
+        data_shape=x_train.shape,
+        latent_dim=config.latent_dim,
+        hidden=config.hidden,
+        likelihood=config.likelihood,
+        likelihood_scale=config.likelihood_scale,
+        relaxed=config.relaxed,
+        data_mean=x_train.mean,
+    )
+
+
+def _objective(config: TrainConfig) -> Objective:
+    if config.objective == "iwae":
+        return IWAE(num_particles=config.num_particles)
+    return ELBO(num_particles=config.num_particles, analytic_kl=config.analytic_kl)
+
+
+def _draw(
+    config: TrainConfig, folder: Path, vae: VAE, epochs: list[Epoch], x_test: Tensor, y_test: Tensor
+) -> list[Path]:
+    """The pictures of a run; those of the latent space need two dimensions."""
+    with seeded(config.seed, "pictures"), torch.no_grad():
+        z = vae.prior().sample(torch.Size([100]))
+        drawn: dict[str, Callable[[], Any]] = {
+            "history": lambda: plot.history(epochs, title=f"{config.dataset}: {config.objective.upper()}"),
+            "reconstructions": lambda: plot.reconstructions(
+                x_test[:12], vae.reconstruct(x_test[:12]), title="test images and E[x | z] at z = E[z | x]"
+            ),
+            "samples": lambda: plot.images(vae.decode(z).mean, title=_SAMPLES_TITLE),
+        }
+        if vae.latent_dim == 2:
+            drawn["manifold"] = lambda: _manifold(vae)
+            drawn["latents"] = lambda: plot.latents(
+                vae.encode(x_test).mean, y_test, title=f"{config.dataset} test set: posterior means by class"
+            )
+        paths = []
+        for name, picture in drawn.items():
+            paths.append(folder / f"{name}.png")
+            plot.save(picture(), paths[-1])
+    return paths
+
+
+def _manifold(vae: VAE, side: int = 20) -> Any:
+    """Decoded means on the quantiles of the prior, so that every cell holds the same share of p(z)."""
+    z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
+    second, first = torch.meshgrid(z.flip(0), z, indexing="ij")
+    mean = vae.decode(torch.stack([first, second], -1).reshape(-1, 2)).mean
+    return plot.manifold(mean, z, title="E[x | z] on the quantiles of the prior")
+
+
+def _record(config: TrainConfig, found: Evaluation, seed: int) -> dict[str, Any]:
+    """An evaluation with what is needed to make sense of it later."""
+    packages = ("pyro-vae", "torch", "pyro-ppl")
+    return {
+        **found.to_dict(),
+        "config": config.to_dict(),
+        "seed": seed,
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _config(folder: str | Path) -> TrainConfig:
+    path = Path(folder) / "config.json"
+    try:
+        options = json.loads(path.read_text())
+    except OSError:
+        raise ConfigError(f"{folder} is not a run: expected a folder with config.json, made by `pyro-vae train`") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error})") from None
+    return TrainConfig.from_dict(options)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,139 @@
+"""Reading Pyro traces: which sites count, and their log-densities per datapoint."""
+
+from __future__ import annotations
+
+__all__ = [
+    "PARTICLES",
+    "common_scale",
+    "guide_sites",
+    "latent_sites",
+    "replay",
+    "require_same_sites",
+    "sample_sites",
+    "site_kl",
+    "site_log_prob",
+    "trace",
+    "unregistered",
+]
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from .errors import PairError
+
+Program = Callable[..., Any]
+Sites = dict[str, Any]
+
+PARTICLES = "num_particles_vectorized"  # Pyro's own name for the plate over particles
+
+
+class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like functions)
+    """Use the parameters of ``nn.Module`` s as they are, without Pyro's global parameter store.
+
+    Evaluation and training as a module need no store: nothing is written to it, and two modules that were given the
+    same name do not collide. A plain ``pyro.param("name", init)`` still lives in the store, its only home.
+    """
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) > 1 and isinstance(msg["args"][1], torch.nn.Parameter):
+            msg["value"] = msg["args"][1]
+            msg["done"] = True
+            msg["stop"] = True
+
+
+def trace(program: Program, args: tuple, kwargs: dict) -> poutine.Trace:
+    return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+def replay(model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
+    return trace(poutine.replay(model, trace=guide_trace), args, kwargs)
+
+
+def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """The stochastic sites, without ``deterministic`` ones, each in the data plate and in no other."""
+    found = {}
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
+            continue
+        frames = [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
+        if [frame.dim for frame in frames] != [-1]:
+            where = ", ".join(f"{frame.name!r} at dim {frame.dim}" for frame in frames) or "no plate"
+            raise PairError(
+                f"site {name!r} is in {where}, expected exactly one data plate at dim -1: put it into "
+                "`with pyro.plate('data', len(x)):` and declare further dimensions with .to_event()"
+            )
+        found[name] = site
+    return found
+
+
+def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
+    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
+
+
+def guide_sites(trace: poutine.Trace) -> dict[str, Any]:
+    latent = latent_sites(trace)
+    if not latent:
+        raise PairError("the guide has no latent site: sample each of the model's latent sites in the guide")
+    return latent
+
+
+def site_log_prob(site: Any, num_particles: int) -> Float[Tensor, "particles batch"]:
+    """The site's log-density, masked but not scaled."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    batch = next(frame.size for frame in site["cond_indep_stack"] if frame.dim == -1)
+    if log_prob.ndim > 2 or (log_prob.ndim == 2 and num_particles == 1 and len(log_prob) > 1):
+        raise PairError(
+            f"site {site['name']!r} has a log-density of shape {tuple(log_prob.shape)}, expected one number per "
+            f"datapoint, ({batch},): declare its event dimensions with .to_event()"
+        )
+    return log_prob.expand(num_particles, batch)
+
+
+def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch"]:
+    """Exact KL(q || p) of one site, given the values of the sites before it."""
+    try:
+        kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), 1.0, q["mask"])
+    except NotImplementedError:
+        raise PairError(
+            f"site {q['name']!r}: no closed form for the KL divergence from {type(q['fn']).__name__} to "
+            f"{type(p['fn']).__name__}: use analytic_kl=False"
+        ) from None
+    return kl.expand(torch.broadcast_shapes(kl.shape, (1, 1)))
+
+
+def common_scale(sites: list[Any]) -> Any:
+    """The one scale that all sites of a pair carry."""
+    first = sites[0]["scale"]
+    for site in sites[1:]:
+        scale = site["scale"]
+        if scale is not first and not torch.equal(torch.as_tensor(scale), torch.as_tensor(first)):
+            raise PairError(
+                f"sites {sites[0]['name']!r} and {site['name']!r} carry different scales ({first} and {scale}): a "
+                "bound on log p(x) has one scale, outside it; scale the whole model and the whole guide"
+            )
+    return first
+
+
+def require_same_sites(q: dict[str, Any], latent: dict[str, Any], analytic_kl: bool) -> None:
+    if missing := sorted(latent.keys() - q.keys()):
+        raise PairError(
+            f"latent sites {missing} are in the model but not in the guide: sample them in the guide, or sum discrete "
+            "ones out with pyro.infer.TraceEnum_ELBO"
+        )
+    if missing := sorted(q.keys() - latent.keys()):
+        raise PairError(f"latent sites {missing} are in the guide but not in the model: give them a prior there")
+    if analytic_kl and list(q) != list(latent):
+        raise PairError(
+            f"analytic_kl needs the model to sample its latent sites in the guide's order {list(q)}, found "
+            f"{list(latent)}: use analytic_kl=False"
+        )

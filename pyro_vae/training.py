@@ -1,0 +1,242 @@
+"""Training: a plain loop around an objective, with one fused Adam."""
+
+from __future__ import annotations
+
+__all__ = ["SCHEDULES", "Schedule", "find_device", "fit"]
+
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .arrays import as_tensor, require_finite
+from .errors import DataError, DeviceError, NonFiniteLossError
+from .objectives import ELBO, Objective
+from .objectives.base import ObjectiveModule
+from .particles import draw_sites
+from .randomness import seeded
+from .training_state import Epoch, History, TrainingState
+
+Schedule = Literal["constant", "cosine", "burda"]
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "burda": lambda progress: 10 ** (-_burda_stage(progress) / 7),
+}
+"""What the learning rate is multiplied by, from the share of training done, in [0, 1).
+
+``burda`` is the schedule of the IWAE paper: eight stages i = 0..7 of :math:`3^i` shares each at :math:`10^{-i/7}`; with
+3,280 epochs these are the paper's passes, with fewer the stages shrink in proportion.
+"""
+
+
+def fit(
+    pair: Any,
+    x: Any,
+    *,
+    objective: Objective | None = None,
+    num_epochs: int = 100,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    schedule: Schedule = "constant",
+    adam_eps: float = 1e-8,
+    max_grad_norm: float | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+) -> History:
+    r"""Train a pair: minibatches, one fused Adam, the mean bound per datapoint as what is maximised.
+
+    Pyro's global parameter store and settings are not touched, and torch's generators are left as they were. The same
+    seed, data and starting weights give the same weights bit for bit, on one kind of machine and number of threads.
+
+    Ctrl-C lets the step finish, saves the checkpoint and returns the history so far; a second one raises.
+
+    Arguments:
+        pair: A :class:`~pyro_vae.VAE`, anything else with ``.model`` and ``.guide``, or a tuple ``(model, guide)``.
+        x: Training data ``[n, ...]``: any array, or an object like :class:`~pyro_vae.data.Pixels` that has a length
+            and returns a float batch for an index tensor.
+        objective: What is maximised; :class:`~pyro_vae.objectives.ELBO` by default.
+        num_epochs, batch_size, learning_rate, adam_eps: As usual. A batch larger than the data is clipped.
+        schedule: ``"constant"``, ``"cosine"`` or ``"burda"``, see :data:`SCHEDULES`.
+        max_grad_norm: Clip the gradient of the mean loss to this norm.
+        validation: Held-out data; their bound is in the history.
+        patience: Stop after this many epochs without a better validation bound. Whenever it is given, the weights of
+            the best epoch are the ones kept.
+        seed: Of the order of the data and of all draws.
+        device: ``"auto"`` (CUDA if there is one), or a device's name. The pair's modules are moved there.
+        progress: Show a progress bar; it is quiet where there is no terminal.
+        checkpoint: A file that holds the state after every epoch. If it exists, training goes on from it; if it is
+            damaged, from the one before, with a warning.
+
+    Returns:
+        The history, with one row per epoch.
+
+    Errors:
+        DataError: for empty or non-finite data.
+        NonFiniteLossError: before the step that would spoil the weights, naming the site.
+        DeviceError: for a device that is not there.
+        CheckpointError: for a checkpoint of another network, or one that cannot be written.
+    """
+    data = _presented(x)
+    held_out = None if validation is None else _presented(validation, "validation")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    if patience is not None and held_out is None:
+        raise ValueError("patience needs validation data: pass validation=")
+    if batch_size > len(data):
+        warnings.warn(f"batch_size={batch_size} clipped to the {len(data)} datapoints there are", stacklevel=2)
+        batch_size = len(data)
+    place = find_device(device)
+    model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
+    module = (objective or ELBO())(model, guide).to(place)
+    optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
+    state = TrainingState(module, optimiser)
+    if checkpoint is not None:
+        state.resume(Path(checkpoint))
+
+    steps_per_epoch = math.ceil(len(data) / batch_size)
+    total = num_epochs * steps_per_epoch
+    quiet = None if progress else True
+    with _interruptible() as interrupted, tqdm(initial=state.step, total=total, unit="step", disable=quiet) as bar:
+        while state.epoch < num_epochs and not (patience is not None and state.epoch - state.best_epoch >= patience):
+            with seeded(seed, "epoch", state.epoch):
+                order = torch.randperm(len(data))
+                state.restore_generators()
+                while state.offset < len(data) and not interrupted():
+                    index = order[state.offset : state.offset + batch_size]
+                    rate = learning_rate * SCHEDULES[schedule](state.step / total)
+                    bound = _step(module, optimiser, data[index].to(place), rate, max_grad_norm, state.step + 1)
+                    state.advance(bound, len(index))
+                    bar.update()
+                if state.offset < len(data):
+                    state.keep_generators()
+                    break
+            found = math.nan if held_out is None else _mean_bound(module, held_out, batch_size, seed, place)
+            state.finish_epoch(optimiser.param_groups[0]["lr"], found, keep_best=patience is not None)
+            bar.set_postfix_str(_postfix(state.epochs[-1], num_epochs))
+            if checkpoint is not None:
+                state.save(Path(checkpoint))
+        if interrupted() and checkpoint is not None:
+            state.save(Path(checkpoint))
+        stopped = interrupted()
+    if patience is not None and not stopped:
+        state.restore_best()
+    return History(state.epochs, state.best_epoch, stopped)
+
+
+def _step(
+    module: ObjectiveModule,
+    optimiser: torch.optim.Optimizer,
+    batch: Tensor,
+    learning_rate: float,
+    max_grad_norm: float | None,
+    step: int,
+) -> float:
+    """One step up the mean bound; its sum over the batch. The weights stay as they are if anything is not finite."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    optimiser.zero_grad()
+    bound = module.bound(batch)
+    (-bound.mean()).backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    total, size = torch.stack([bound.detach().sum(), norm.to(bound)]).tolist()  # one wait for the device
+    if not (math.isfinite(total) and math.isfinite(size)):
+        raise NonFiniteLossError(step, _culprit(module, batch))
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    optimiser.step()
+    return total
+
+
+def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
+    """What is not finite: a site's log-density, or a parameter's gradient."""
+    with torch.no_grad():
+        sites = draw_sites(*module.pair, (batch,), {}, num_particles=1)
+    for name, log_prob in {**sites.log_q, **sites.log_prior, **sites.log_likelihood}.items():
+        if not torch.isfinite(log_prob).all():
+            return f"the log-density of site {name!r}"
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f"the gradient of {name.removeprefix('owned.0.')}"
+    return "the loss"
+
+
+@torch.no_grad()
+def _mean_bound(module: ObjectiveModule, data: Any, batch_size: int, seed: int, device: torch.device) -> float:
+    """The mean bound over all of the data, with the same draws every time it is asked for."""
+    with seeded(seed, "validation"):
+        index = torch.arange(len(data))
+        bounds = [module.bound(data[part].to(device)) for part in index.split(batch_size)]
+    return torch.cat(bounds).double().mean().item()
+
+
+def _presented(x: Any, name: str = "x") -> Any:
+    """Something with a length that returns a batch for an index tensor."""
+    if not isinstance(x, Tensor) and not hasattr(x, "__array__") and not isinstance(x, list):
+        data = x
+    else:
+        data = as_tensor(x, name=name)
+        require_finite(data, name=name)
+    if not len(data):
+        raise DataError(f"{name}: expected at least one datapoint, found none")
+    return data
+
+
+def find_device(device: str = "auto") -> torch.device:
+    """The device of that name; ``"auto"`` is CUDA if there is one, else the CPU.
+
+    Errors:
+        DeviceError: for a device that does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): use auto") from None
+    return place
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C be asked for instead of striking in the middle of a step; the second one strikes."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield lambda: False
+        return
+    hits: list[int] = []
+
+    def note(signum: int, frame: Any) -> None:
+        if hits:
+            raise KeyboardInterrupt
+        hits.append(signum)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(hits)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _postfix(epoch: Epoch, num_epochs: int) -> str:
+    text = f"epoch {epoch.epoch}/{num_epochs}, bound {epoch.train_bound:.2f}"
+    return text if math.isnan(epoch.validation_bound) else f"{text}, validation {epoch.validation_bound:.2f}"
+
+
+def _burda_stage(progress: float) -> int:
+    """The stage i whose share of training, from (3^i - 1) / 6560 to (3^(i+1) - 1) / 6560, holds ``progress``."""
+    return next(i for i in range(8) if i == 7 or progress * 6560 < 3 ** (i + 1) - 1)

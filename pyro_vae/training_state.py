@@ -1,0 +1,170 @@
+"""What a training run is at one moment: enough to report it, save it and go on with it bit for bit."""
+
+from __future__ import annotations
+
+__all__ = ["Epoch", "History", "TrainingState"]
+
+import csv
+import io
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import read, replace_file, restore, write
+from .errors import CheckpointError
+
+
+class Epoch(NamedTuple):
+    """One row of the history; bounds in nats per datapoint."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    train_bound: float
+    """The mean bound over the epoch's batches, each at the weights of its step."""
+    validation_bound: float
+    """The bound on the validation data at the end of the epoch; nan without validation data."""
+    seconds: float
+
+
+class History(NamedTuple):
+    """What happened: one :class:`Epoch` each; the epoch with the best validation bound; whether Ctrl-C ended it."""
+
+    epochs: list[Epoch]
+    best_epoch: int
+    interrupted: bool
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line per epoch."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(Epoch._fields)
+        writer.writerows(self.epochs)
+        replace_file(path, text.getvalue().encode())
+
+
+class TrainingState:
+    """A module, its optimiser, and how far they have come."""
+
+    def __init__(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self.module = module
+        self.optimiser = optimiser
+        self.epochs: list[Epoch] = []
+        self.offset = 0  # datapoints of the current epoch that are done
+        self.step = 0
+        self.bound_sum = 0.0
+        self.seconds = 0.0
+        self.best_epoch = 0
+        self.best_bound = -math.inf
+        self._best: dict[str, Tensor] = {}
+        self._generators: dict[str, Tensor] = {}
+        self._clock = time.perf_counter()
+
+    @property
+    def epoch(self) -> int:
+        """The number of epochs that are complete."""
+        return len(self.epochs)
+
+    def advance(self, bound_sum: float, num: int) -> None:
+        """Note one step on ``num`` datapoints."""
+        self.step += 1
+        self.offset += num
+        self.bound_sum += bound_sum
+
+    def finish_epoch(self, learning_rate: float, validation_bound: float, *, keep_best: bool) -> None:
+        """Note that the epoch is complete, and keep its weights if they are the best so far."""
+        self._tick()
+        train_bound = self.bound_sum / self.offset
+        self.epochs.append(
+            Epoch(self.epoch + 1, self.step, learning_rate, train_bound, validation_bound, round(self.seconds, 3))
+        )
+        self.offset, self.bound_sum = 0, 0.0
+        if validation_bound > self.best_bound:
+            self.best_bound, self.best_epoch = validation_bound, self.epoch
+            if keep_best:
+                self._best = {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    def restore_best(self) -> None:
+        """Put the weights of the best epoch back."""
+        if self._best:
+            self.module.load_state_dict(self._best)
+
+    def keep_generators(self) -> None:
+        """Remember torch's generators in the middle of an epoch."""
+        self._generators = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            self._generators["cuda"] = torch.cuda.get_rng_state()
+
+    def restore_generators(self) -> None:
+        """Put the generators where :meth:`keep_generators` found them, once."""
+        if "cpu" in self._generators:
+            torch.set_rng_state(self._generators["cpu"])
+        if "cuda" in self._generators and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(self._generators["cuda"])
+        self._generators = {}
+
+    def save(self, path: Path) -> None:
+        """Write everything to ``path``; what was there before stays beside it as the previous one."""
+        self._tick()
+        tensors = _flat(self.module.state_dict(), "module") | _flat(self._best, "best")
+        tensors |= _flat(self._generators, "generator")
+        for index, entry in self.optimiser.state_dict()["state"].items():
+            tensors |= _flat(entry, f"optimiser.{index}")
+        if path.exists():
+            os.replace(path, _previous(path))
+        write(path, tensors, {"training": {name: getattr(self, name) for name in _COUNTERS}})
+
+    def resume(self, path: Path) -> None:
+        """Go on from ``path`` if it exists; from the previous file, with a warning, if it is damaged."""
+        candidates = [file for file in (path, _previous(path)) if file.exists()]
+        for number, file in enumerate(candidates, 1):
+            try:
+                tensors, metadata = read(file)
+            except CheckpointError as error:
+                if number == len(candidates):
+                    raise
+                warnings.warn(f"{error}; going on from {candidates[number]}", stacklevel=3)
+            else:
+                self._restore(tensors, metadata, file)
+                return
+
+    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
+        if "training" not in metadata:
+            raise CheckpointError(path, "holds a model but no training state: name another file for checkpoint=")
+        restore(self.module, _part(tensors, "module"), path)
+        for name, value in metadata["training"].items():
+            setattr(self, name, value)
+        self.epochs = [Epoch(*row) for row in self.epochs]
+        self._best = _part(tensors, "best")
+        self._generators = _part(tensors, "generator")
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimiser").items():
+            index, key = name.split(".", 1)
+            entries.setdefault(int(index), {})[key] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": entries})
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._clock
+        self._clock = now
+
+
+_COUNTERS = ("epochs", "offset", "step", "bound_sum", "seconds", "best_epoch", "best_bound")
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"previous-{path.name}")
+
+
+def _flat(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

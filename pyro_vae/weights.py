@@ -1,0 +1,256 @@
+r"""Algebra of log-weights: ``[particles, batch] -> [batch]``, in nats, nothing but torch.
+
+Every function reads the number of particles :math:`K` from the tensor it is given, because the log of a mean over
+:math:`K` numbers that divides by any other number is wrong by the log of the ratio.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "LogMoments",
+    "Moments",
+    "cubo",
+    "ess",
+    "jackknife",
+    "log_mean_exp",
+    "log_mean_exp_stderr",
+    "normalized_weights",
+    "renyi",
+]
+
+import math
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def log_mean_exp(log_w: Float[Tensor, "particles *batch"], dim: int = 0) -> Float[Tensor, "*batch"]:
+    r"""Log of the mean weight, :math:`\log \frac1K \sum_k w_k`, without overflow.
+
+    For :math:`w = p(x, z) / q(z \mid x)` this is the importance-weighted bound: its expectation is a lower bound on
+    :math:`\log p(x)`.
+
+    Example:
+        >>> log_mean_exp(torch.tensor([[-1000.0], [-1000.0]]))
+        tensor([-1000.])
+    """
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def normalized_weights(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "particles *batch"]:
+    r"""Self-normalised weights :math:`\tilde w_k = w_k / \sum_j w_j`; each datapoint's sum to one.
+
+    Example:
+        >>> normalized_weights(torch.tensor([[0.0], [0.0]]))
+        tensor([[0.5000],
+                [0.5000]])
+    """
+    return torch.softmax(log_w, 0)
+
+
+class LogMoments(NamedTuple):
+    r"""The streaming summary of a set of weights: :math:`\log \sum_k w_k`, :math:`\log \sum_k w_k^2` and :math:`K`.
+
+    Two summaries of disjoint sets of draws add up with :meth:`merge`, so a million particles never have to be in
+    memory at once. Everything an importance estimate reports follows from the three numbers.
+
+    Example:
+        >>> whole = LogMoments.of(torch.tensor([[0.0], [1.0]]))
+        >>> parts = LogMoments.of(torch.tensor([[0.0]])).merge(LogMoments.of(torch.tensor([[1.0]])))
+        >>> torch.allclose(whole.log_mean, parts.log_mean), whole.num_particles == parts.num_particles
+        (True, True)
+    """
+
+    log_sum: Tensor
+    log_sum_squares: Tensor
+    num_particles: int
+
+    @classmethod
+    def of(cls, log_w: Float[Tensor, "particles *batch"]) -> LogMoments:
+        """Summarise one block of log-weights, accumulating in float64."""
+        log_w = log_w.double()
+        return cls(torch.logsumexp(log_w, 0), torch.logsumexp(2 * log_w, 0), log_w.shape[0])
+
+    def merge(self, other: LogMoments) -> LogMoments:
+        """The summary of both sets of draws."""
+        return LogMoments(
+            torch.logaddexp(self.log_sum, other.log_sum),
+            torch.logaddexp(self.log_sum_squares, other.log_sum_squares),
+            self.num_particles + other.num_particles,
+        )
+
+    @property
+    def log_mean(self) -> Tensor:
+        r""":math:`\log \frac1K \sum_k w_k`, per datapoint."""
+        return self.log_sum - math.log(self.num_particles)
+
+    @property
+    def ess(self) -> Tensor:
+        r"""Effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and K; 0 if all weights are 0."""
+        found = torch.exp(2 * self.log_sum - self.log_sum_squares).clamp(1, self.num_particles)
+        return torch.where(self.log_sum == -torch.inf, torch.zeros_like(found), found)
+
+    @property
+    def stderr(self) -> Tensor:
+        r"""Delta-method standard error of :attr:`log_mean`, :math:`\sqrt{(K / \mathrm{ESS} - 1) / (K - 1)}`, in nats.
+
+        This is the relative standard error of the mean weight, :math:`\mathrm{sd}(w) / (\sqrt K \bar w)`, with the
+        unbiased sample variance. One draw has no standard error (nan); all weights zero gives infinity.
+        """
+        if self.num_particles < 2:
+            return torch.full_like(self.log_sum, torch.nan)
+        return torch.sqrt((self.num_particles / self.ess - 1).clamp(min=0) / (self.num_particles - 1))
+
+
+class Moments(NamedTuple):
+    r"""The streaming summary of a plain mean: count, mean and sum of squared deviations, merged without cancellation.
+
+    References:
+        | Updating Formulae and a Pairwise Algorithm for Computing Sample Variances (Chan et al., 1979)
+        | http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
+
+    Example:
+        >>> Moments.of(torch.tensor([[1.0]])).merge(Moments.of(torch.tensor([[3.0]]))).stderr
+        tensor([1.], dtype=torch.float64)
+    """
+
+    mean: Tensor
+    sum_squares: Tensor
+    num_particles: int
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "particles *batch"]) -> Moments:
+        """Summarise one block of values, accumulating in float64."""
+        values = values.double()
+        mean = values.mean(0)
+        return cls(mean, (values - mean).square().sum(0), values.shape[0])
+
+    def merge(self, other: Moments) -> Moments:
+        """The summary of both blocks."""
+        total = self.num_particles + other.num_particles
+        step = other.mean - self.mean
+        return Moments(
+            self.mean + step * (other.num_particles / total),
+            self.sum_squares + other.sum_squares + step.square() * (self.num_particles * other.num_particles / total),
+            total,
+        )
+
+    @property
+    def stderr(self) -> Tensor:
+        r"""Standard error of the mean, :math:`\mathrm{sd} / \sqrt K`; nan for a single value."""
+        if self.num_particles < 2:
+            return torch.full_like(self.mean, torch.nan)
+        return torch.sqrt(self.sum_squares / (self.num_particles - 1) / self.num_particles)
+
+
+def ess(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "*batch"]:
+    r"""Effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and :math:`K`, per datapoint.
+
+    References:
+        | Sequential Imputations and Bayesian Missing Data Problems (Kong, Liu & Wong, 1994)
+        | https://doi.org/10.1080/01621459.1994.10476469
+
+    Example:
+        >>> ess(torch.tensor([[0.0, 0.0], [0.0, -100.0]]))
+        tensor([2., 1.])
+    """
+    return LogMoments.of(log_w).ess.to(log_w.dtype)
+
+
+def log_mean_exp_stderr(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "*batch"]:
+    r"""Delta-method standard error of :func:`log_mean_exp`, in nats per datapoint; see :attr:`LogMoments.stderr`.
+
+    Example:
+        >>> log_mean_exp_stderr(torch.tensor([[0.0], [0.0], [0.0]]))
+        tensor([0.])
+    """
+    return LogMoments.of(log_w).stderr.to(log_w.dtype)
+
+
+def renyi(log_w: Float[Tensor, "particles *batch"], alpha: float) -> Float[Tensor, "*batch"]:
+    r"""Variational Renyi bound :math:`\frac{1}{1-\alpha} \log \frac1K \sum_k w_k^{1-\alpha}`.
+
+    :math:`\alpha = 1` is the ELBO (the mean log-weight), :math:`\alpha = 0` the importance-weighted bound,
+    :math:`\alpha \to \infty` the smallest log-weight and :math:`\alpha \to -\infty` the largest. A lower bound on
+    :math:`\log p(x)` in expectation for :math:`\alpha \ge 0`; for :math:`\alpha < 0` its limit is an upper bound, but
+    its estimate from finitely many particles is neither. Non-increasing in :math:`\alpha` for the same weights.
+
+    References:
+        | Renyi Divergence Variational Inference (Li & Turner, 2016)  https://arxiv.org/abs/1602.02311
+
+    Example:
+        >>> renyi(torch.tensor([[0.0], [2.0]]), alpha=1.0)
+        tensor([1.])
+    """
+    if alpha == 1:
+        return log_w.mean(0)
+    if math.isinf(alpha):
+        return log_w.amin(0) if alpha > 0 else log_w.amax(0)
+    return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+
+
+def cubo(log_w: Float[Tensor, "particles *batch"], order: float = 2.0) -> Float[Tensor, "*batch"]:
+    r"""Chi upper bound of order n, :math:`\frac1n \log \frac1K \sum_k w_k^n`, which is Renyi with alpha = 1 - n.
+
+    Its *limit* is an upper bound on :math:`\log p(x)` for :math:`n \ge 1`; the estimate from finitely many particles
+    is biased downwards and is **not** a bound.
+
+    References:
+        | Variational Inference via chi Upper Bound Minimization (Dieng et al., 2017)  https://arxiv.org/abs/1611.00328
+
+    Example:
+        >>> cubo(torch.tensor([[3.0], [3.0]]))
+        tensor([3.])
+    """
+    return renyi(log_w, 1 - order)
+
+
+def jackknife(log_w: Float[Tensor, "particles *batch"], order: int = 1) -> Float[Tensor, "*batch"]:
+    r"""Jackknife variational inference (JVI): :math:`\log p(x)` with the leading bias terms in 1/K removed.
+
+    With :math:`\hat L_{K-j}` the mean, over all subsets of :math:`K - j` particles, of their log-mean-exp,
+
+    .. math:: \hat L^{J}_m = \sum_{j=0}^m (-1)^j \frac{(K - j)^m}{(m - j)!\, j!} \hat L_{K-j}.
+
+    Order 0 is the importance-weighted bound. For order 1 and above this is debiased and **not** a bound.
+
+    References:
+        | Debiasing Evidence Approximations (Nowozin, 2018)  https://openreview.net/forum?id=HyZoi-WRb
+
+    Errors:
+        ValueError: if there are not more particles than the order.
+
+    Example:
+        >>> jackknife(torch.tensor([[0.0], [0.0], [0.0]]), order=1)
+        tensor([0.])
+    """
+    particles = log_w.shape[0]
+    if not 0 <= order < particles:
+        raise ValueError(f"order {order} needs more than {order} particles, got {particles}: draw more")
+    total = torch.zeros_like(log_w[0])
+    for j in range(order + 1):
+        coefficient = (-1) ** j * (particles - j) ** order / (math.factorial(order - j) * math.factorial(j))
+        total = total + coefficient * _leave_out_mean(log_w, j)
+    return total
+
+
+def _leave_out_mean(log_w: Tensor, num_left_out: int) -> Tensor:
+    """Mean of log-mean-exp over all subsets that leave ``num_left_out`` particles out."""
+    if num_left_out == 0:
+        return log_mean_exp(log_w)
+    if num_left_out == 1:  # all K subsets at once
+        return _leave_one_out(log_w).mean(0)
+    particles = range(log_w.shape[0])
+    subsets = [[k for k in particles if k not in out] for out in combinations(particles, num_left_out)]
+    return torch.stack([log_mean_exp(log_w[kept]) for kept in subsets]).mean(0)
+
+
+def _leave_one_out(log_w: Tensor) -> Tensor:
+    """Log-mean-exp of all particles but the k-th, for every k, from prefix and suffix sums (no cancellation)."""
+    start = torch.full_like(log_w[:1], -torch.inf)
+    before = torch.cat([start, torch.logcumsumexp(log_w, 0)[:-1]])
+    after = torch.cat([torch.logcumsumexp(log_w.flip(0), 0).flip(0)[1:], start])
+    return torch.logaddexp(before, after) - math.log(log_w.shape[0] - 1)
