@@ -64,7 +64,7 @@ def load(path: str | Path, *, vae: VAE | None = None, device: str | torch.device
     recipe = metadata.get("recipe")
     if vae is None:
         if recipe is None:
-            raise CheckpointError(path, "no preset made this VAE: assemble it as before and pass it, load(path, vae=vae)")
+            raise CheckpointError(path, "no preset made this VAE: assemble it again and pass it, load(path, vae=vae)")
         arguments = {key: value for key, value in recipe.items() if key != "preset"}
         if recipe["preset"] not in PRESETS:
             raise CheckpointError(path, f"unknown preset {recipe['preset']!r}: expected one of {', '.join(PRESETS)}")
@@ -81,7 +81,7 @@ def restore(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | 
     if own != saved:
         name = min(dict(own.items() ^ saved.items()))
         raise CheckpointError(
-            path, f"weights of another network: {name!r} is {saved.get(name)} in the file, {own.get(name)} in the module"
+            path, f"weights of another network: {name!r} is {saved.get(name)} in the file, {own.get(name)} expected"
         )
     module.load_state_dict(dict(tensors))
 
@@ -111,7 +111,8 @@ def replace_file(path: str | Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise CheckpointError(path, f"cannot be written ({error.strerror or error}); what was there is untouched") from error
+        reason = f"cannot be written ({error.strerror or error}); what was there is untouched"
+        raise CheckpointError(path, reason) from error
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

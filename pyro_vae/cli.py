@@ -127,7 +127,10 @@ _ABOUT = "Variational autoencoders as Pyro programs: train one, get its ELBO, IW
 
 def _report(run: Run, as_json: bool) -> int:
     if run.evaluation is None:
-        print(f"interrupted after {len(run.history.epochs)} epochs: go on with `pyro-vae resume {run.folder}`", file=sys.stderr)
+        print(
+            f"interrupted after {len(run.history.epochs)} epochs: go on with `pyro-vae resume {run.folder}`",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     where = {"run": str(run.folder), "pictures": [str(path) for path in run.pictures]}
     _print_evaluation(run.evaluation, run.protocol, where, as_json)

@@ -64,9 +64,8 @@ class Evaluation(NamedTuple):
             )
         for name, summary in self.latents.items():
             note = " (posterior collapse: the decoder ignores the latents)" if not summary.num_active else ""
-            lines.append(
-                f"active units of {name}: {summary.num_active} of {len(summary.kl)}, KL {summary.kl.sum():.2f} nats{note}"
-            )
+            active = f"{summary.num_active} of {len(summary.kl)}"
+            lines.append(f"active units of {name}: {active}, KL {summary.kl.sum():.2f} nats{note}")
         return "\n".join(lines)
 
 
@@ -82,8 +81,8 @@ def evaluate(
 ) -> Evaluation:
     r"""Estimate the ELBO, the IWAE bound and :math:`\log p(x)` of a pair on held-out data; nothing is trained.
 
-    All three are lower bounds in expectation, ELBO :math:`\le \mathcal L_K \le \log p(x)`; each comes with a Monte-Carlo
-    error (from the draws) and a test-set error (from which datapoints there are).
+    All three are lower bounds in expectation, ELBO :math:`\le \mathcal L_K \le \log p(x)`; each comes with a
+    Monte-Carlo error (from the draws) and a test-set error (from which datapoints there are).
 
     Arguments:
         pair: A :class:`~pyro_vae.VAE`, anything with ``.model`` and ``.guide``, or a tuple ``(model, guide)``.

@@ -15,6 +15,7 @@ from typing import Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from .arrays import require_finite
 from .errors import DataError
@@ -28,7 +29,7 @@ class Likelihood(nn.Module):
         self.data_shape = tuple(data_shape)
         self.param_shape = tuple(param_shape)
 
-    def forward(self, params: Tensor) -> dist.Distribution:
+    def forward(self, params: Tensor) -> Distribution:
         """The distribution of x, with ``data_shape`` as its event."""
         raise NotImplementedError
 
@@ -61,7 +62,7 @@ class Bernoulli(Likelihood):
         super().__init__(data_shape, data_shape)
         self.relaxed = relaxed
 
-    def forward(self, params: Tensor) -> dist.Distribution:
+    def forward(self, params: Tensor) -> Distribution:
         # The support is checked once per datapoint in `check`, not once per particle.
         return dist.Bernoulli(logits=params, validate_args=False).to_event(len(self.data_shape))
 
@@ -126,7 +127,7 @@ class Gaussian(Likelihood):
         elif not from_decoder:
             raise ValueError(f"scale={scale!r}: expected a positive number, 'learned' or 'decoder'")
 
-    def forward(self, params: Tensor) -> dist.Distribution:
+    def forward(self, params: Tensor) -> Distribution:
         ndim = len(self.data_shape)
         loc, log_scale = params.unbind(-1 - ndim) if self.from_decoder else (params, self.log_scale)
         scale = log_scale.clamp(*self.log_bounds).exp()

@@ -5,10 +5,11 @@ Nothing above this file looks at a Pyro trace, and nothing below it knows what a
 
 from __future__ import annotations
 
-__all__ = ["Particles", "Sites", "draw_particles", "draw_sites", "particle_chunks"]
+__all__ = ["Particles", "Sites", "draw_particles", "draw_sites", "particle_chunks", "total"]
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -62,15 +63,17 @@ class Sites(NamedTuple):
     @property
     def log_p(self) -> Float[Tensor, "particles batch"]:
         r""":math:`\log p(x, z)`."""
-        return _total({**self.log_prior, **self.log_likelihood})
+        return total({**self.log_prior, **self.log_likelihood})
 
     @property
     def log_w(self) -> Float[Tensor, "particles batch"]:
         r""":math:`\log p(x, z) - \log q(z \mid x)`."""
-        return self.log_p - _total(self.log_q)
+        return self.log_p - total(self.log_q)
 
 
-def draw_particles(model: Program, guide: Program, x: Any, *args: Any, num_particles: int = 1, **kwargs: Any) -> Particles:
+def draw_particles(
+    model: Program, guide: Program, x: Any, *args: Any, num_particles: int = 1, **kwargs: Any
+) -> Particles:
     r"""Draw :math:`z_{kb} \sim q(\cdot \mid x_b)` and weigh it, for any Pyro pair.
 
     .. math:: \log w_{kb} = \log p(x_b, z_{kb}) - \log q(z_{kb} \mid x_b)
@@ -95,11 +98,17 @@ def draw_particles(model: Program, guide: Program, x: Any, *args: Any, num_parti
     """
     with unregistered():
         sites = draw_sites(model, guide, (x, *args), kwargs, num_particles=num_particles)
-    return Particles(sites.log_w, sites.log_p, _total(sites.log_q), sites.z)
+    return Particles(sites.log_w, sites.log_p, total(sites.log_q), sites.z)
 
 
 def draw_sites(
-    model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, num_particles: int, analytic_kl: bool = False
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    num_particles: int,
+    analytic_kl: bool = False,
 ) -> Sites:
     """One run of the pair, term by term; see :func:`draw_particles`. ``analytic_kl`` fills ``kl`` with exact terms."""
     if num_particles < 1:
@@ -110,9 +119,8 @@ def draw_sites(
     except _SHAPE_ERRORS:
         if num_particles == 1:
             raise
-        return _stack(
-            [draw_sites(model, guide, args, kwargs, num_particles=1, analytic_kl=analytic_kl) for _ in range(num_particles)]
-        )
+        one = partial(draw_sites, model, guide, args, kwargs, num_particles=1, analytic_kl=analytic_kl)
+        return _stack([one() for _ in range(num_particles)])
     return _weigh(model, guide_trace, args, kwargs, num_particles, analytic_kl)
 
 
@@ -196,7 +204,9 @@ def _model_terms(
     sites = sample_sites(trace)
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     require_same_sites(q, latent, analytic_kl)
-    kl = {name: site_kl(q[name], latent[name])[particle : particle + num_particles] for name in q} if analytic_kl else {}
+    kl = (
+        {name: site_kl(q[name], latent[name])[particle : particle + num_particles] for name in q} if analytic_kl else {}
+    )
     return (
         {name: site_log_prob(site, num_particles) for name, site in latent.items()},
         {name: site_log_prob(site, num_particles) for name, site in sites.items() if site["is_observed"]},
@@ -217,7 +227,7 @@ def _stack(parts: list[Sites]) -> Sites:
 
 def _with_values(trace: poutine.Trace, value: Callable[[Any], Tensor]) -> poutine.Trace:
     """A copy of the trace with other values at its latent sites."""
-    changed = trace.copy()
+    changed: Any = trace.copy()
     for name, site in latent_sites(trace).items():
         changed.nodes[name] = {**site, "value": value(site)}
     return changed
@@ -238,5 +248,6 @@ def _row_bytes(x: Tensor) -> int:
     return copies * max(1, x[0].numel()) * torch.get_default_dtype().itemsize
 
 
-def _total(terms: Terms) -> Tensor:
+def total(terms: Terms) -> Float[Tensor, "particles batch"]:
+    """The sum over sites."""
     return torch.stack(list(terms.values())).sum(0) if len(terms) > 1 else next(iter(terms.values()))

@@ -21,13 +21,18 @@ def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = ""
     x = _pictures(x)
     columns = min(columns, len(x))
     rows = -(-len(x) // columns)
-    ax = _axes(ax, width=0.6 * columns, height=0.6 * rows)
+    inches = min(0.6, 6 / columns)
+    ax = _axes(ax, width=inches * columns, height=inches * rows)
     height, width = x.shape[1:]
-    canvas = np.zeros((rows * height, columns * width))
+    canvas = np.full((rows * height, columns * width), 0.0 if invert else 1.0)
     for number, image in enumerate(x):
         row, column = divmod(number, columns)
         canvas[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
-    _show(ax, canvas, invert)
+    ax.imshow(canvas, cmap="gray_r" if invert else "gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    for edge in range(1, columns):  # a thin line between neighbours, or their strokes run together
+        ax.axvline(edge * width - 0.5, color="0.8", linewidth=0.4)
+    for edge in range(1, rows):
+        ax.axhline(edge * height - 0.5, color="0.8", linewidth=0.4)
     ax.set_axis_off()
     ax.set_title(title, fontsize=9)
     return ax
@@ -74,13 +79,12 @@ def latents(loc: Any, labels: Any, ax: Axes | None = None, *, title: str = "") -
     classes = np.unique(labels)
     for number, label in enumerate(classes):
         chosen = loc[labels == label]
-        ax.scatter(*chosen.T, s=7, color=f"C{number % 10}", alpha=0.7, linewidths=0, label=str(label))
+        ax.scatter(*chosen.T, s=_dot(len(loc)), color=f"C{number % 10}", alpha=0.8, linewidths=0, label=str(label))
     angle = np.linspace(0, 2 * np.pi, 200)
     for share, style in ((0.5, "--"), (0.95, ":")):
         radius = np.sqrt(-2 * np.log(1 - share))
-        ax.plot(
-            radius * np.cos(angle), radius * np.sin(angle), style, color="0.4", linewidth=1, label=f"{share:.0%} of p(z)"
-        )
+        circle = radius * np.cos(angle), radius * np.sin(angle)
+        ax.plot(*circle, style, color="0.4", linewidth=1, label=f"{share:.0%} of p(z)")
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("$E_q[z_1]$")
     ax.set_ylabel("$E_q[z_2]$")
@@ -115,6 +119,11 @@ def save(ax: Axes, path: str | Path, *, dpi: int = 150) -> None:
     figure.savefig(path, dpi=dpi, bbox_inches="tight")
 
 
+def _dot(num: int) -> float:
+    """A marker's area that fills the plane about as well for 10,000 points as for 300."""
+    return float(np.clip(5000 / num, 2, 14))
+
+
 def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
     """The given Axes, or new ones in a figure of their own, without pyplot's global state."""
     return Figure(figsize=(width, height + 0.3), layout="constrained").subplots() if ax is None else ax
@@ -130,7 +139,3 @@ def _pictures(x: Any) -> np.ndarray:
     if x.ndim != 3:
         raise ValueError(f"expected images of shape (n, height, width), got {x.shape}: reshape them")
     return x
-
-
-def _show(ax: Axes, canvas: np.ndarray, invert: bool) -> None:
-    ax.imshow(canvas, cmap="gray_r" if invert else "gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")

@@ -8,6 +8,7 @@ import math
 
 import pyro.distributions as dist
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 
 class DiagonalNormal(nn.Module):
@@ -36,7 +37,7 @@ class DiagonalNormal(nn.Module):
         self.param_shape = (2, latent_dim)
         self.log_bounds = (math.log(min_scale), math.log(max_scale))
 
-    def forward(self, params: Tensor) -> dist.Distribution:
+    def forward(self, params: Tensor) -> Distribution:
         loc, log_scale = params.unbind(-2)
         scale = log_scale.clamp(*self.log_bounds).exp()
         return dist.Normal(loc, scale, validate_args=False).to_event(1)

@@ -98,11 +98,9 @@ def burda_vae(
 
     Example:
         >>> sum(p.numel() for p in burda_vae().parameters())
-        445284
+        425284
     """
-    return mlp_vae(
-        data_shape=data_shape, latent_dim=latent_dim, hidden=(200, 200), data_mean=data_mean, name=name
-    )
+    return mlp_vae(data_shape=data_shape, latent_dim=latent_dim, hidden=(200, 200), data_mean=data_mean, name=name)
 
 
 def _likelihood(name: str, data_shape: Sequence[int], scale: Any, relaxed: bool) -> Likelihood:

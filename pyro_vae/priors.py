@@ -7,6 +7,7 @@ __all__ = ["StandardNormal"]
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 
 class StandardNormal(nn.Module):
@@ -27,5 +28,5 @@ class StandardNormal(nn.Module):
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
-    def forward(self) -> dist.Distribution:
+    def forward(self) -> Distribution:
         return dist.Normal(self.loc, self.scale, validate_args=False).to_event(1)

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
 from .randomness import seeded
 
@@ -73,7 +74,7 @@ class LinearGaussian:
         covariance = self.W @ self.W.T + torch.diag(self.scale.square())
         return dist.MultivariateNormal(self.loc, covariance).log_prob(x)
 
-    def posterior(self, x: Float[Tensor, "batch data"]) -> dist.MultivariateNormal:
+    def posterior(self, x: Float[Tensor, "batch data"]) -> Distribution:
         r""":math:`p(z \mid x)`, a Gaussian with one covariance for all x."""
         return dist.MultivariateNormal(self._posterior_mean(x), self.posterior_covariance)
 

@@ -51,7 +51,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Run:
     config = config.resolved()
     folder = run_folder(config)
     if (folder / "config.json").exists():
-        raise ConfigError(f"{folder} already holds a run: choose another --out, or go on with `pyro-vae resume {folder}`")
+        raise ConfigError(
+            f"{folder} already holds a run: choose another --out, or go on with `pyro-vae resume {folder}`"
+        )
     find_device(config.device)
     source = data.load(config.dataset, data_dir=config.data_dir, download=config.download)
     split = _split(config, source)
@@ -252,7 +254,9 @@ def _config(folder: str | Path) -> TrainConfig:
     try:
         options = json.loads(path.read_text())
     except OSError:
-        raise ConfigError(f"{folder} is not a run: expected a folder with config.json, made by `pyro-vae train`") from None
+        raise ConfigError(
+            f"{folder} is not a run: expected a folder with config.json, made by `pyro-vae train`"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
     return TrainConfig.from_dict(options)

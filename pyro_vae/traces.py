@@ -61,7 +61,8 @@ def replay(model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
     """The stochastic sites, without ``deterministic`` ones, each in the data plate and in no other."""
     found = {}
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name, site in nodes.items():
         if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
             continue
         frames = [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]

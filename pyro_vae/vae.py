@@ -7,9 +7,9 @@ __all__ = ["VAE"]
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from .arrays import as_tensor
 from .errors import ShapeError, StaleParamStoreError
@@ -85,7 +85,7 @@ class VAE(nn.Module):
             num = len(x)
         with pyro.plate("data", 1 if num is None else num):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)
+            return pyro.sample("x", self.decode(z), obs=x)  # pyright: ignore[reportArgumentType]
 
     def guide(self, x: Any) -> Tensor:
         """The Pyro program ``z ~ q(z | x)`` in the plate ``data``."""
@@ -93,13 +93,13 @@ class VAE(nn.Module):
             self._register(part)
         x = self._checked(x)
         with pyro.plate("data", len(x)):
-            return pyro.sample("z", self._posterior(x))
+            return pyro.sample("z", self._posterior(x))  # pyright: ignore[reportArgumentType]
 
-    def encode(self, x: Any) -> dist.Distribution:
+    def encode(self, x: Any) -> Distribution:
         """q(z | x), batch ``[*lead]``, event ``[latent_dim]``."""
         return self._posterior(self._checked(x))
 
-    def decode(self, z: Tensor) -> dist.Distribution:
+    def decode(self, z: Tensor) -> Distribution:
         """p(x | z), batch ``[*lead]``, event ``data_shape``."""
         lead = z.shape[:-1]
         params = self.decoder(z.reshape(-1, z.shape[-1]))
@@ -121,7 +121,7 @@ class VAE(nn.Module):
         x = self._checked(x)
         return int(self.posterior.hits(self.encoder(x).reshape(len(x), *self.posterior.param_shape)))
 
-    def _posterior(self, x: Tensor) -> dist.Distribution:
+    def _posterior(self, x: Tensor) -> Distribution:
         lead = x.shape[: x.ndim - len(self.data_shape)]
         params = self.encoder(x.reshape(-1, *self.data_shape))
         return self.posterior(_unfold(params, lead, self.posterior.param_shape, "encoder"))

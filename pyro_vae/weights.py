@@ -69,7 +69,7 @@ class LogMoments(NamedTuple):
     num_particles: int
 
     @classmethod
-    def of(cls, log_w: Float[Tensor, "particles *batch"]) -> LogMoments:
+    def of(cls, log_w: Float[Tensor, "particles *batch"], /) -> LogMoments:
         """Summarise one block of log-weights, accumulating in float64."""
         log_w = log_w.double()
         return cls(torch.logsumexp(log_w, 0), torch.logsumexp(2 * log_w, 0), log_w.shape[0])
@@ -122,7 +122,7 @@ class Moments(NamedTuple):
     num_particles: int
 
     @classmethod
-    def of(cls, values: Float[Tensor, "particles *batch"]) -> Moments:
+    def of(cls, values: Float[Tensor, "particles *batch"], /) -> Moments:
         """Summarise one block of values, accumulating in float64."""
         values = values.double()
         mean = values.mean(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["LogEvidence", "summarise"]
 
 import math
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from ..errors import DataError
 from ..particles import particle_chunks
 from ..randomness import seeded
 from ..traces import Program, unregistered
+from ..weights import LogMoments, Moments
 
 
 class LogEvidence(NamedTuple):
@@ -53,16 +54,7 @@ class LogEvidence(NamedTuple):
         return self.value.std().item() / math.sqrt(len(self.value)) if len(self.value) > 1 else math.nan
 
 
-class Summary(Protocol):
-    """What is kept of the log-weights, block by block, such as :class:`~pyro_vae.weights.LogMoments`."""
-
-    @classmethod
-    def of(cls, log_w: Float[Tensor, "particles batch"]) -> Self: ...
-
-    def merge(self, other: Self) -> Self: ...
-
-
-S = TypeVar("S", bound=Summary)
+S = TypeVar("S", LogMoments, Moments)
 
 
 def summarise(

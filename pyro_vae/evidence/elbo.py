@@ -23,11 +23,13 @@ def elbo(
     max_bytes: int = 2**26,
     progress: bool = False,
 ) -> LogEvidence:
-    r"""Estimate the ELBO per datapoint, :math:`\frac1K \sum_k \log w_k`, with standard error :math:`\mathrm{sd}/\sqrt K`.
+    r"""Estimate the ELBO per datapoint.
+
+    .. math:: \hat{\mathcal L}(x) = \frac1K \sum_{k=1}^K \log w_k, \quad \mathrm{stderr} = \mathrm{sd}(\log w) / \sqrt K
 
     The value is unbiased for the ELBO, which is a lower bound: ``side`` is ``"lower"``, by
-    :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x))` nats however many particles there are. To *train* on the ELBO use
-    :class:`pyro_vae.objectives.ELBO`.
+    :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x))` nats however many particles there are. To *train* on the ELBO
+    use :class:`pyro_vae.objectives.ELBO`.
 
     Arguments:
         model, guide, x, num_particles, seed, max_bytes, progress: As for :func:`importance`.

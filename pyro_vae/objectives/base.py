@@ -24,13 +24,13 @@ class Objective(pyro.infer.ELBO):
     r"""A bound on :math:`\log p(x)` that any Pyro pair can be trained on.
 
     A member defines :meth:`bound`, from log-weights ``[particles, batch]`` to nats per datapoint ``[batch]``. The rest
-    is here: it goes into stock :class:`pyro.infer.SVI` as ``loss=``, and ``objective(model, guide)`` is an ``nn.Module``
-    that owns the pair's parameters, for any torch optimiser.
+    is here: it goes into stock :class:`pyro.infer.SVI` as ``loss=``, and ``objective(model, guide)`` is an
+    ``nn.Module`` that owns the pair's parameters, for any torch optimiser.
 
     .. math:: \text{loss} = -\sum_b s_b\, \mathcal L(x_b)
 
-    with :math:`s` the scale of subsampled plates and ``poutine.scale``, applied *after* the bound, and :math:`\mathcal L`
-    the true bound.
+    with :math:`s` the scale of subsampled plates and ``poutine.scale``, applied *after* the bound, and
+    :math:`\mathcal L` the true bound.
 
     Arguments:
         num_particles: The number of particles K.

@@ -6,11 +6,10 @@ __all__ = ["ELBO"]
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..particles import Sites, draw_sites
+from ..particles import Sites, draw_sites, total
 from ..traces import Program
 from .base import Objective
 
@@ -21,7 +20,7 @@ class ELBO(Objective):
     .. math:: \mathcal L(x) = \mathbb E_{q(z \mid x)}[\log p(x, z) - \log q(z \mid x)]
         = \mathbb E_{q(z \mid x)}[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z)) \le \log p(x)
 
-    The gap is :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x))`. Both forms have the same expectation; the second one,
+    The gap is :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x))`. Both forms have the same expectation; the second,
     ``analytic_kl=True``, does not sample the KL term and so usually has the smaller variance. More particles make the
     estimate less noisy and leave the bound where it is; for a tighter bound see :class:`IWAE`.
 
@@ -50,11 +49,9 @@ class ELBO(Objective):
         return log_w.mean(0)
 
     def _sites(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Sites:
-        return draw_sites(
-            model, guide, args, kwargs, num_particles=self.num_particles, analytic_kl=self.analytic_kl
-        )
+        return draw_sites(model, guide, args, kwargs, num_particles=self.num_particles, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         if not self.analytic_kl:
             return super()._bound(sites)
-        return self.bound(sum(sites.log_likelihood.values()) - sum(sites.kl.values()))
+        return self.bound(total(sites.log_likelihood) - total(sites.kl))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["IWAE"]
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -1,0 +1,51 @@
+"""What all tests share: one torch thread per worker, shapes checked at run time, and one failure rate."""
+
+import os
+
+# Before torch is imported: xdist runs a worker per core, and two thread pools on one core slow each other tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("pyro_vae", "beartype.beartype")
+
+import pyro
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_param_store():
+    """Each test gets an empty parameter store and leaves the global one as it found it."""
+    with pyro.get_param_store().scope():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_seed(request):
+    """Each test draws from its own reproducible stream."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash_of(request.node.nodeid))
+        yield
+
+
+@pytest.fixture
+def float64():
+    """Exact answers are met in double precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace):
+    doctest_namespace["torch"] = torch
+
+
+def hash_of(text: str) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
