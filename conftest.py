@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("pyro_vae", "beartype.beartype")
+install_import_hook("pyro_vae", "tests.typechecker.checked")
 
 import pyro
 import pytest

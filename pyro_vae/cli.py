@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional
 
 from .config import TrainConfig
-from .errors import ConfigError, PyroVaeError
+from .errors import ConfigError, NonFiniteLossError, PyroVaeError
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
@@ -116,7 +116,7 @@ def main(args: list[str] | None = None) -> None:
         )
     except PyroVaeError as error:
         print(f"pyro-vae: {error}", file=sys.stderr)
-        status = 1 if isinstance(error, ArithmeticError) else 2
+        status = 1 if isinstance(error, NonFiniteLossError) else 2
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)

@@ -1,4 +1,8 @@
-"""The errors a user can meet: one line that says what was found, what was expected and how to mend it."""
+"""The errors a user can meet: one line that says what was found, what was expected and how to mend it.
+
+Those that can be raised while a Pyro program runs are neither ``ValueError`` nor ``RuntimeError``: Pyro rewrites these
+when they pass through a trace, with a table of shapes appended, and the one line would be lost.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ class PyroVaeError(Exception):
     """Base class: ``except PyroVaeError`` catches everything this library raises on purpose."""
 
 
-class DataError(PyroVaeError, ValueError):
+class DataError(PyroVaeError):
     """The data cannot be used as they are: non-finite, empty, out of range, missing on disk."""
 
 
@@ -27,23 +31,23 @@ class ShapeError(DataError):
     """The data have another shape than the model expects."""
 
 
-class PairError(PyroVaeError, ValueError):
+class PairError(PyroVaeError):
     """A Pyro model and guide that do not form a pair with one data plate and local latents."""
 
 
-class StaleParamStoreError(PyroVaeError, RuntimeError):
+class StaleParamStoreError(PyroVaeError):
     """Pyro's parameter store holds another module's parameters under the same names."""
 
 
-class DeviceError(PyroVaeError, RuntimeError):
+class DeviceError(PyroVaeError):
     """The device asked for does not exist here."""
 
 
 class ConfigError(PyroVaeError, ValueError):
-    """An option or a configuration file that cannot be understood."""
+    """An argument, an option or a configuration file that cannot be used."""
 
 
-class NonFiniteLossError(PyroVaeError, ArithmeticError):
+class NonFiniteLossError(PyroVaeError):
     """The loss or a gradient became NaN or infinite; the weights are still those of the last good step."""
 
     def __init__(self, step: int, site: str) -> None:
@@ -55,7 +59,7 @@ class NonFiniteLossError(PyroVaeError, ArithmeticError):
         self.site = site
 
 
-class CheckpointError(PyroVaeError, RuntimeError):
+class CheckpointError(PyroVaeError):
     """A file that is not a usable checkpoint of this library."""
 
     def __init__(self, path: object, reason: str) -> None:

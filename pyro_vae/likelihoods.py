@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .arrays import require_finite
-from .errors import DataError
+from .errors import ConfigError, DataError
 
 
 class Likelihood(nn.Module):
@@ -121,11 +121,11 @@ class Gaussian(Likelihood):
             self.log_scale = nn.Parameter(torch.zeros(*data_shape))
         elif not isinstance(scale, str):
             if not (math.isfinite(scale) and scale > 0):
-                raise ValueError(f"scale={scale}: expected a positive number, 'learned' or 'decoder'")
+                raise ConfigError(f"scale={scale}: expected a positive number, 'learned' or 'decoder'")
             self.register_buffer("log_scale", torch.full(tuple(data_shape), math.log(scale)))
             self.log_bounds = (-math.inf, math.inf)
         elif not from_decoder:
-            raise ValueError(f"scale={scale!r}: expected a positive number, 'learned' or 'decoder'")
+            raise ConfigError(f"scale={scale!r}: expected a positive number, 'learned' or 'decoder'")
 
     def forward(self, params: Tensor) -> Distribution:
         ndim = len(self.data_shape)

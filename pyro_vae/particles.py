@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from .errors import ShapeError
+from .errors import ConfigError, ShapeError
 from .traces import (
     PARTICLES,
     Program,
@@ -112,7 +112,7 @@ def draw_sites(
 ) -> Sites:
     """One run of the pair, term by term; see :func:`draw_particles`. ``analytic_kl`` fills ``kl`` with exact terms."""
     if num_particles < 1:
-        raise ValueError(f"num_particles={num_particles}: expected at least 1")
+        raise ConfigError(f"num_particles={num_particles}: expected at least 1")
     try:
         with _particle_plate(num_particles):
             guide_trace = trace(guide, args, kwargs)

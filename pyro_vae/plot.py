@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from .arrays import as_tensor
+from .errors import ShapeError
 
 
 def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = "", invert: bool = True) -> Axes:
@@ -61,7 +62,7 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
     ax = images(x, ax, columns=side, title=title)
     ax.set_axis_on()
     height, width = x.shape[1:]
-    chosen = np.linspace(0, side - 1, 5).round().astype(int)
+    chosen = np.linspace(0, side - 1, 5 if side % 2 else 4).round().astype(int)  # symmetric about zero
     labels = [f"{z[index]:.1f}" for index in chosen]
     ax.xaxis.set_major_locator(FixedLocator((chosen + 0.5) * width - 0.5))
     ax.xaxis.set_major_formatter(FixedFormatter(labels))
@@ -137,5 +138,5 @@ def _pictures(x: Any) -> np.ndarray:
     if x.ndim == 2 and (side := round(x.shape[1] ** 0.5)) ** 2 == x.shape[1]:
         x = x.reshape(-1, side, side)
     if x.ndim != 3:
-        raise ValueError(f"expected images of shape (n, height, width), got {x.shape}: reshape them")
+        raise ShapeError(f"expected images of shape (n, height, width), got {x.shape}: reshape them")
     return x

@@ -12,6 +12,7 @@ from typing import Any, Literal, ParamSpec
 import torch
 
 from .arrays import as_tensor
+from .errors import ConfigError
 from .likelihoods import Bernoulli, Gaussian, Likelihood
 from .nn import MLP
 from .posteriors import DiagonalNormal
@@ -108,7 +109,7 @@ def _likelihood(name: str, data_shape: Sequence[int], scale: Any, relaxed: bool)
         return Bernoulli(data_shape, relaxed=relaxed)
     if name == "gaussian":
         return Gaussian(data_shape, scale=scale)
-    raise ValueError(f"likelihood={name!r}: expected 'bernoulli' or 'gaussian'")
+    raise ConfigError(f"likelihood={name!r}: expected 'bernoulli' or 'gaussian'")
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .errors import ConfigError
 from .randomness import seeded
 
 
@@ -112,7 +113,7 @@ def linear_gaussian(*, W: Any, scale: Any = 1.0, loc: Any = 0.0) -> LinearGaussi
     """
     W = torch.as_tensor(W)
     if W.ndim != 2 or not W.is_floating_point():
-        raise ValueError(f"W: expected a floating matrix [data, latent], got {W.dtype} of shape {tuple(W.shape)}")
+        raise ConfigError(f"W: expected a floating matrix [data, latent], got {W.dtype} of shape {tuple(W.shape)}")
     data = W.shape[0]
     return LinearGaussian(
         W, torch.as_tensor(scale, dtype=W.dtype).expand(data), torch.as_tensor(loc, dtype=W.dtype).expand(data)

@@ -164,7 +164,7 @@ def _train(config: TrainConfig, folder: Path, split: Split, progress: bool) -> R
     _write_json(folder / "evaluation.json", record)
     pictures = _draw(config, folder, vae, history.epochs, x_test, y_test)
     save(vae, folder / "model.safetensors")  # last: its presence says that the run is complete
-    for left in folder.glob("*training.safetensors"):
+    for left in folder.glob("*training.safetensors*"):
         left.unlink()
     return Run(folder, config, history, protocol(config, x_test), found, pictures)
 

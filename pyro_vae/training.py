@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .arrays import as_tensor, require_finite
-from .errors import DataError, DeviceError, NonFiniteLossError
+from .errors import ConfigError, DataError, DeviceError, NonFiniteLossError
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
 from .particles import draw_sites
@@ -86,6 +86,7 @@ def fit(
 
     Errors:
         DataError: for empty or non-finite data.
+        ConfigError: for arguments that do not go together.
         NonFiniteLossError: before the step that would spoil the weights, naming the site.
         DeviceError: for a device that is not there.
         CheckpointError: for a checkpoint of another network, or one that cannot be written.
@@ -93,9 +94,9 @@ def fit(
     data = _presented(x)
     held_out = None if validation is None else _presented(validation, "validation")
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        raise ConfigError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if patience is not None and held_out is None:
-        raise ValueError("patience needs validation data: pass validation=")
+        raise ConfigError("patience needs validation data: pass validation=")
     if batch_size > len(data):
         warnings.warn(f"batch_size={batch_size} clipped to the {len(data)} datapoints there are", stacklevel=2)
         batch_size = len(data)

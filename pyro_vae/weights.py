@@ -26,6 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .errors import ConfigError
+
 
 def log_mean_exp(log_w: Float[Tensor, "particles *batch"], dim: int = 0) -> Float[Tensor, "*batch"]:
     r"""Log of the mean weight, :math:`\log \frac1K \sum_k w_k`, without overflow.
@@ -221,7 +223,7 @@ def jackknife(log_w: Float[Tensor, "particles *batch"], order: int = 1) -> Float
         | Debiasing Evidence Approximations (Nowozin, 2018)  https://openreview.net/forum?id=HyZoi-WRb
 
     Errors:
-        ValueError: if there are not more particles than the order.
+        ConfigError: if there are not more particles than the order.
 
     Example:
         >>> jackknife(torch.tensor([[0.0], [0.0], [0.0]]), order=1)
@@ -229,7 +231,7 @@ def jackknife(log_w: Float[Tensor, "particles *batch"], order: int = 1) -> Float
     """
     particles = log_w.shape[0]
     if not 0 <= order < particles:
-        raise ValueError(f"order {order} needs more than {order} particles, got {particles}: draw more")
+        raise ConfigError(f"order {order} needs more than {order} particles, got {particles}: draw more")
     total = torch.zeros_like(log_w[0])
     for j in range(order + 1):
         coefficient = (-1) ** j * (particles - j) ** order / (math.factorial(order - j) * math.factorial(j))

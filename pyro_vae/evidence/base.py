@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..arrays import as_tensor, require_finite
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..particles import particle_chunks
 from ..randomness import seeded
 from ..traces import Program, unregistered
@@ -73,13 +73,13 @@ def summarise(
     Nothing is trained, Pyro's store is not written to, and the caller's generator stays where it is.
     """
     if num_particles < 2:
-        raise ValueError(f"num_particles={num_particles}: expected at least 2, since one draw has no error bar")
+        raise ConfigError(f"num_particles={num_particles}: expected at least 2, since one draw has no error bar")
     x = as_tensor(x)
     if not x.ndim or not len(x):
         raise DataError(f"x: expected at least one datapoint, got shape {tuple(x.shape)}")
     require_finite(x)
     pair = (unregistered()(model), unregistered()(guide))
-    found: dict[int, S] = {}
+    found: dict[int, Any] = {}
     with (
         torch.no_grad(),
         seeded(seed, "evidence"),

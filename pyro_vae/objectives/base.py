@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from ..errors import PairError
+from ..errors import ConfigError, PairError
 from ..particles import Sites, draw_sites
 from ..traces import Program, replay, trace, unregistered
 
@@ -46,9 +46,9 @@ class Objective(pyro.infer.ELBO):
 
     def __init__(self, *, num_particles: int = 1, gradient: str = "total") -> None:
         if num_particles < 1:
-            raise ValueError(f"num_particles={num_particles}: expected at least 1")
+            raise ConfigError(f"num_particles={num_particles}: expected at least 1")
         if gradient not in self.gradients:
-            raise ValueError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
+            raise ConfigError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.gradient = gradient
 

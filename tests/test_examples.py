@@ -1,0 +1,30 @@
+"""Every example runs under --smoke, is short, and says in words what it shows. A new one is found by itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def test_there_are_examples():
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_in_smoke_mode(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(path), "--smoke"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short_and_documented(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 90
+    assert len((ast.get_docstring(ast.parse(text)) or "").split()) >= 30

@@ -1,0 +1,45 @@
+"""The README says what is so: its code runs, its links lead somewhere, and its set-up lines are the ones that CI runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    names = {}
+    # The budget is cut, nothing else.
+    exec(blocks[0].replace("num_epochs=50", "num_epochs=1"), names)
+    names |= {"any_model": names["vae"].model, "any_guide": names["vae"].guide, "x": names["x_test"]}
+    for block in blocks[1:]:
+        exec(block, names)
+    assert names["svi"].step(names["x"]) > 0
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[be]*/README.md")), ids=str)
+def test_links_and_pictures_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_two_set_up_lines_each_with_its_own_environment():
+    lines = re.findall(r"^python3 -m venv (\S+) && .*$", README, flags=re.MULTILINE)
+    assert lines == [".venv", ".venv-test"]
+
+
+def test_every_objective_has_a_row():
+    from pyro_vae import objectives
+
+    members = set(objectives.__all__) - {"Objective"}
+    assert members == set(re.findall(r"^\| `(\w+)\(", README, flags=re.MULTILINE))
+
+
+def test_pictures_are_small():
+    for picture in ROOT.glob("examples/figures/*.png"):
+        assert picture.stat().st_size < 400_000, picture
