@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401  (the hook looks it up by name)
+
 install_import_hook("pyro_vae", "tests.typechecker.checked")
 
 import pyro

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["as_tensor", "require_finite"]
+__all__ = ["as_batch", "as_tensor", "require_finite"]
 
 from typing import Any
 
@@ -29,6 +29,8 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
     if isinstance(x, Tensor):
         if x.layout is not torch.strided:
             raise DataError(f"{name}: found a sparse tensor, expected a dense one: use {name}.to_dense()")
+        if x.is_complex():
+            raise DataError(f"{name}: found entries of type {x.dtype}, expected numbers: convert with {name}.real")
         return x.detach()
     if hasattr(x, "tocsr"):  # scipy.sparse, which np.asarray would wrap into an object array
         raise DataError(f"{name}: found a sparse matrix, expected a dense array: use {name}.toarray()")
@@ -39,10 +41,30 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
                 f"lost: fill them with {name}.filled(value)"
             )
         x = x.data
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # NumPy's word for rows of different lengths
+        raise DataError(f"{name}: expected an array of numbers, found {type(x).__name__} ({error})") from None
     if array.dtype.kind not in "buif":
         raise DataError(f"{name}: found entries of type {array.dtype}, expected numbers: convert with astype(float)")
     return torch.from_numpy(_for_torch(array))
+
+
+def as_batch(x: Any, *, name: str = "x") -> Tensor:
+    """:func:`as_tensor` of at least one datapoint ``[n, ...]``, all of it finite.
+
+    Errors:
+        DataError: for empty data, a single number, and non-finite values, with the count and the first index.
+
+    Example:
+        >>> as_batch([[1, 2], [3, 4]]).shape
+        torch.Size([2, 2])
+    """
+    x = as_tensor(x, name=name)
+    if not x.ndim or not x.numel():
+        raise DataError(f"{name}: expected at least one datapoint, shape (n, ...), got shape {tuple(x.shape)}")
+    require_finite(x, name=name)
+    return x
 
 
 def require_finite(x: Tensor, *, name: str = "x") -> None:

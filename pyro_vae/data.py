@@ -5,14 +5,15 @@ from __future__ import annotations
 __all__ = ["BINARISATIONS", "DATASETS", "Dataset", "Pixels", "binarise", "load"]
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arrays import as_tensor, require_finite
+from .arrays import as_batch
 from .errors import DataError
 from .randomness import seeded
 
@@ -59,10 +60,9 @@ class Pixels:
     def __init__(self, x: Any, binarise: Binarisation = "dynamic", *, max_value: float = 255, seed: int = 0) -> None:
         if binarise not in BINARISATIONS:
             raise DataError(f"binarise={binarise!r}: expected one of {', '.join(BINARISATIONS)}")
-        x = as_tensor(x)
-        if x.ndim < 2 or not len(x):
-            raise DataError(f"x: expected at least one image, shape (n, ...), got shape {tuple(x.shape)}")
-        require_finite(x)
+        x = as_batch(x)
+        if x.ndim < 2:
+            raise DataError(f"x: expected images, shape (n, ...), got shape {tuple(x.shape)}")
         if x.min() < 0 or x.max() > max_value:
             raise DataError(
                 f"x: expected grey levels in [0, {max_value:g}], found [{x.min():g}, {x.max():g}]: pass max_value=, "
@@ -80,7 +80,7 @@ class Pixels:
         return len(self._x)
 
     def __getitem__(self, index: Any) -> Tensor:
-        grey = self._x[index].float().div_(self._max_value)
+        grey = self._x[index].float() / self._max_value
         return torch.bernoulli(grey) if self.binarise == "dynamic" else grey
 
 
@@ -94,9 +94,8 @@ def binarise(x: Any, method: Literal["static", "threshold"] = "static", *, seed:
         >>> binarise(torch.tensor([[0.0, 0.2, 0.7, 1.0]]), "threshold")
         tensor([[0., 0., 1., 1.]])
     """
-    x = as_tensor(x).float()
-    require_finite(x)
-    if x.numel() and (x.min() < 0 or x.max() > 1):
+    x = as_batch(x).float()
+    if x.min() < 0 or x.max() > 1:
         raise DataError(f"x: expected grey levels in [0, 1], found [{x.min():g}, {x.max():g}]: divide by the largest")
     if method not in ("static", "threshold"):
         raise DataError(f"method={method!r}: expected 'static' or 'threshold'")
@@ -145,8 +144,11 @@ def _digits(name: str, root: Path, download: bool) -> Dataset:
 
 def _like_mnist(class_name: str) -> Callable[[str, Path, bool], Dataset]:
     def read(name: str, root: Path, download: bool) -> Dataset:
-        train = _torchvision(name, class_name, root, train=True, download=download)
-        test = _torchvision(name, class_name, root, train=False, download=download)
+        from torchvision import datasets
+
+        with _one_line(name, root / class_name / "raw"):
+            make = getattr(datasets, class_name)
+            train, test = (make(str(root), train=part, download=download) for part in (True, False))
         return Dataset(name, train.data, train.targets, test.data, test.targets, 255)
 
     return read
@@ -154,32 +156,35 @@ def _like_mnist(class_name: str) -> Callable[[str, Path, bool], Dataset]:
 
 def _omniglot(name: str, root: Path, download: bool) -> Dataset:
     import numpy as np
+    from torchvision import datasets
 
     def part(background: bool) -> tuple[Tensor, Tensor]:
         images, labels = [], []
-        for image, label in _torchvision(name, "Omniglot", root, background=background, download=download):
-            images.append(torch.from_numpy(255 - np.asarray(image.convert("L").resize((28, 28)))))
-            labels.append(label)
+        with _one_line(name, root / "omniglot-py"):
+            for image, label in datasets.Omniglot(str(root), background=background, download=download):
+                images.append(torch.from_numpy(255 - np.asarray(image.convert("L").resize((28, 28)))))
+                labels.append(label)
         return torch.stack(images), torch.tensor(labels)
 
     return Dataset(name, *part(True), *part(False), 255)
 
 
-def _torchvision(name: str, class_name: str, root: Path, *, download: bool, **options: bool) -> Any:
-    """One of torchvision's data sets; missing and damaged files become one line each."""
-    from torchvision import datasets
-
+@contextmanager
+def _one_line(name: str, folder: Path) -> Iterator[None]:
+    """Missing and damaged files of torchvision's data sets, and downloads that failed, as one line each."""
     try:
-        return getattr(datasets, class_name)(str(root), download=download, **options)
-    except (RuntimeError, ValueError, AssertionError, EOFError, OSError) as error:
-        if "not found" in str(error).lower():
+        yield
+    except Exception as error:  # torchvision's readers fail in any way on a damaged file
+        found = (str(error) or type(error).__name__).splitlines()[0]
+        if found.startswith("Dataset not found"):
             raise DataError(
-                f"{name}: not found in {root}: put the raw files into {root / class_name}, name another folder "
-                "(--data-dir, data_dir= or PYRO_VAE_DATA), or ask for the network (--download, download=True)"
+                f"{name}: not found: put the raw files into {folder}, name another root (--data-dir, data_dir= or "
+                "PYRO_VAE_DATA), or ask for the network (--download, download=True)"
             ) from None
+        if found.startswith("Error downloading"):
+            raise DataError(f"{name}: download failed ({found})") from error
         raise DataError(
-            f"{name}: the files in {root / class_name} cannot be read ({str(error) or type(error).__name__}): delete "
-            "that folder and get them again"
+            f"{name}: the files in {folder} cannot be read ({found}): delete that folder and get them again"
         ) from error
 
 

@@ -67,8 +67,8 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=params, validate_args=False).to_event(len(self.data_shape))
 
     def check(self, x: Tensor) -> None:
-        # x * x == x holds for 0, 1 and nothing else, and costs a third of two comparisons.
-        if bool(((x >= 0) & (x <= 1)).all()) if self.relaxed else torch.equal(x * x, x):
+        # x (1 - x) vanishes at 0, 1 and nowhere else (x * x == x would also hold at infinity).
+        if bool(((x >= 0) & (x <= 1)).all()) if self.relaxed else not (x * (1 - x)).any():
             return
         super().check(x)
         wanted = "[0, 1]" if self.relaxed else "{0, 1}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 from .arrays import as_tensor
 from .errors import ShapeError
@@ -107,6 +107,7 @@ def history(epochs: Sequence[Any], ax: Axes | None = None, *, title: str = "", l
     settled = np.array([row.train_bound for row in epochs])[len(epochs) // 20 :]
     ax.set_ylim(bottom=min(settled.min(), np.nanmin(held_out[len(epochs) // 20 :], initial=np.inf)))
     ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(f"{label}, nats per datapoint")
     ax.legend(frameon=False, fontsize=8)
     ax.set_title(title, fontsize=9)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arrays import as_tensor, require_finite
+from .arrays import as_batch
 from .errors import ConfigError, DataError, DeviceError, NonFiniteLossError
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
@@ -187,14 +187,17 @@ def _mean_bound(module: ObjectiveModule, data: Any, batch_size: int, seed: int, 
 
 def _presented(x: Any, name: str = "x") -> Any:
     """Something with a length that returns a batch for an index tensor."""
-    if not isinstance(x, Tensor) and not hasattr(x, "__array__") and not isinstance(x, list):
+    if hasattr(x, "__getitem__") and not isinstance(x, _ARRAYS) and not any(hasattr(x, it) for it in _MARKS):
         data = x
     else:
-        data = as_tensor(x, name=name)
-        require_finite(data, name=name)
+        data = as_batch(x, name=name)
     if not len(data):
         raise DataError(f"{name}: expected at least one datapoint, found none")
     return data
+
+
+_ARRAYS = (Tensor, list, tuple, dict)
+_MARKS = ("__array__", "tocsr")
 
 
 def find_device(device: str = "auto") -> torch.device:

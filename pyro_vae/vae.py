@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .arrays import as_tensor
-from .errors import ShapeError, StaleParamStoreError
+from .errors import DataError, ShapeError, StaleParamStoreError
 from .likelihoods import Likelihood
 from .posteriors import DiagonalNormal
 from .priors import StandardNormal
@@ -81,7 +81,7 @@ class VAE(nn.Module):
         for part in ("prior", "decoder", "likelihood"):
             self._register(part)
         if x is not None:
-            x = self._checked(x)
+            x = self._checked(x, batch=True)
             num = len(x)
         with pyro.plate("data", 1 if num is None else num):
             z = pyro.sample("z", self.prior())
@@ -91,7 +91,7 @@ class VAE(nn.Module):
         """The Pyro program ``z ~ q(z | x)`` in the plate ``data``."""
         for part in ("encoder", "posterior"):
             self._register(part)
-        x = self._checked(x)
+        x = self._checked(x, batch=True)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self._posterior(x))  # pyright: ignore[reportArgumentType]
 
@@ -126,16 +126,21 @@ class VAE(nn.Module):
         params = self.encoder(x.reshape(-1, *self.data_shape))
         return self.posterior(_unfold(params, lead, self.posterior.param_shape, "encoder"))
 
-    def _checked(self, x: Any) -> Tensor:
-        """``x`` as a floating tensor of the module's dtype and device, its shape and range checked."""
+    def _checked(self, x: Any, *, batch: bool = False) -> Tensor:
+        """``x`` as a floating tensor of the module's dtype and device, its shape and range checked.
+
+        ``batch`` asks for exactly one leading dimension: any other would broadcast against the data plate.
+        """
         x = as_tensor(x)
         ndim = len(self.data_shape)
-        if x.ndim <= ndim or x.shape[x.ndim - ndim :] != self.data_shape:
+        if x.ndim <= ndim or (batch and x.ndim > ndim + 1) or x.shape[x.ndim - ndim :] != self.data_shape:
             hint = ""
             if x.ndim and x.numel() and x[0].numel() == torch.Size(self.data_shape).numel():
                 hint = f": use x.reshape(-1, {', '.join(map(str, self.data_shape))})"
             expected = ", ".join(["n", *map(str, self.data_shape)])
             raise ShapeError(f"x: expected shape ({expected}), got {tuple(x.shape)}{hint}")
+        if not x.numel():
+            raise DataError(f"x: expected at least one datapoint, got shape {tuple(x.shape)}")
         like = next(self.parameters())
         x = x.to(device=like.device, dtype=like.dtype)
         self.likelihood.check(x)
@@ -147,6 +152,8 @@ class VAE(nn.Module):
             if not parameter.requires_grad:
                 continue
             full = f"{self.name}.{part}$$${name}"
+            if not parameter.is_contiguous():  # Pyro's store would hold, and train, a contiguous copy
+                parameter.data = parameter.data.contiguous()
             if pyro.param(full, parameter) is not parameter:
                 raise StaleParamStoreError(
                     f"Pyro's parameter store already holds {full!r} of another module, which would be trained in "

@@ -16,6 +16,7 @@ from pyro_vae import runs
 from pyro_vae.config import TrainConfig
 from pyro_vae.errors import DataError
 
+
 def snapshot():
     """What a library has no business changing."""
     return {
@@ -37,7 +38,7 @@ def snapshot():
 
 
 def changes(before):
-    """The names of what is no longer as it was. Python's generator is left to the fresh process: beartype draws from it."""
+    """What is no longer as it was, but for Python's generator, from which beartype draws in these tests."""
     after = snapshot()
     return [name for name in before if before[name] != after[name] and name != "python generator"]
 

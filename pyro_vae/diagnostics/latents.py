@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..arrays import as_tensor, require_finite
+from ..arrays import as_batch
 from ..traces import Program, guide_sites, latent_sites, replay, trace, unregistered
 from ..weights import Moments
 
@@ -49,7 +49,7 @@ def latent_summary(model: Program, guide: Program, x: Any) -> dict[str, LatentSu
         x: Data ``[n, ...]``, any array type; n of at least 2.
 
     Errors:
-        DataError: for non-finite data.
+        DataError: for empty or non-finite data.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), section 5.2  https://arxiv.org/abs/1509.00519
@@ -60,8 +60,7 @@ def latent_summary(model: Program, guide: Program, x: Any) -> dict[str, LatentSu
         >>> latent_summary(problem.model, problem.guide(mean_field=True), problem.sample(1000, seed=0))["z"].active
         tensor([ True, False])
     """
-    x = as_tensor(x)
-    require_finite(x)
+    x = as_batch(x)
     model, guide = unregistered()(model), unregistered()(guide)
     with torch.random.fork_rng(devices=[]):
         parts = [_moments(model, guide, batch) for batch in x.split(_ROWS)]

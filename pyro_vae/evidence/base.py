@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from ..arrays import as_tensor, require_finite
-from ..errors import ConfigError, DataError
+from ..arrays import as_batch
+from ..errors import ConfigError
 from ..particles import particle_chunks
 from ..randomness import seeded
 from ..traces import Program, unregistered
@@ -74,10 +74,7 @@ def summarise(
     """
     if num_particles < 2:
         raise ConfigError(f"num_particles={num_particles}: expected at least 2, since one draw has no error bar")
-    x = as_tensor(x)
-    if not x.ndim or not len(x):
-        raise DataError(f"x: expected at least one datapoint, got shape {tuple(x.shape)}")
-    require_finite(x)
+    x = as_batch(x)
     pair = (unregistered()(model), unregistered()(guide))
     found: dict[int, Any] = {}
     with (
