@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["as_batch", "as_tensor", "require_finite"]
+__all__ = ["as_batch", "as_tensor", "find_device", "require_finite"]
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from .errors import DataError, DeviceError
 
 
 def as_tensor(x: Any, *, name: str = "x") -> Tensor:
@@ -82,6 +82,22 @@ def require_finite(x: Tensor, *, name: str = "x") -> None:
             f"{name}: found {int((~finite).sum())} non-finite values, the first at index {first}: remove or impute "
             "them before they reach the model"
         )
+
+
+def find_device(device: str = "auto") -> torch.device:
+    """The device of that name; ``"auto"`` is CUDA if there is one, else the CPU.
+
+    Errors:
+        DeviceError: for a device that does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): use auto") from None
+    return place
 
 
 def _for_torch(array: np.ndarray) -> np.ndarray:

@@ -9,8 +9,6 @@ __all__ = ["load", "read", "save", "write"]
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,9 @@ from safetensors.torch import load as _from_bytes
 from safetensors.torch import save as _to_bytes
 from torch import Tensor
 
+from .arrays import find_device
 from .errors import CheckpointError
+from .files import replace_file
 from .presets import PRESETS
 from .vae import VAE
 
@@ -61,23 +61,35 @@ def load(path: str | Path, *, vae: VAE | None = None, device: str | torch.device
         CheckpointError: for a file that is missing, empty, truncated, damaged, a pickle, or from a newer version.
     """
     tensors, metadata = read(path)
-    recipe = metadata.get("recipe")
+    place = find_device(str(device))
     if vae is None:
-        if recipe is None:
-            raise CheckpointError(path, "no preset made this VAE: assemble it again and pass it, load(path, vae=vae)")
-        arguments = {key: value for key, value in recipe.items() if key != "preset"}
-        if recipe["preset"] not in PRESETS:
-            raise CheckpointError(path, f"unknown preset {recipe['preset']!r}: expected one of {', '.join(PRESETS)}")
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are about to be replaced
-            vae = PRESETS[recipe["preset"]](**arguments)
+        vae = _rebuilt(metadata.get("recipe"), path)
+        for dtype in {value.dtype for value in tensors.values() if value.is_floating_point()}:
+            vae.to(dtype)
     restore(vae, tensors, path)
-    return vae.to(device)
+    return vae.to(place)
+
+
+def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> VAE:
+    """The VAE of a recipe, its weights drawn at random and about to be replaced."""
+    if recipe is None:
+        raise CheckpointError(path, "no preset made this VAE: assemble it again and pass it, load(path, vae=vae)")
+    arguments = dict(recipe)
+    preset = arguments.pop("preset", None)
+    if preset not in PRESETS:
+        raise CheckpointError(path, f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return PRESETS[preset](**arguments)
+    except (TypeError, ValueError) as error:
+        reason = f"its recipe for {preset} cannot be followed ({str(error).splitlines()[0]}): upgrade pyro_vae"
+        raise CheckpointError(path, reason) from error
 
 
 def restore(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Put saved weights into a module; a mismatch of names or shapes is a :class:`CheckpointError`."""
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    saved = {name: tuple(value.shape) for name, value in tensors.items()}
+    own = {name: (str(value.dtype), tuple(value.shape)) for name, value in module.state_dict().items()}
+    saved = {name: (str(value.dtype), tuple(value.shape)) for name, value in tensors.items()}
     if own != saved:
         name = min(dict(own.items() ^ saved.items()))
         raise CheckpointError(
@@ -86,33 +98,14 @@ def restore(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | 
     module.load_state_dict(dict(tensors))
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata to ``path``: whole, or not at all."""
+def write(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, previous: Path | None = None
+) -> None:
+    """Write tensors and JSON metadata to ``path``: whole, or not at all. The old file is kept as ``previous``."""
     path = Path(path)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, **metadata, "sha256": _digest(plain, metadata)})
-    replace_file(path, _to_bytes(plain, metadata={_KEY: text}))
-
-
-def replace_file(path: str | Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one move; if anything fails the old file is as it was."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror or error}); what was there is untouched"
-        raise CheckpointError(path, reason) from error
+    replace_file(path, _to_bytes(plain, metadata={_KEY: text}), previous=previous)
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,13 +116,15 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(path, f"cannot be read ({error.strerror or error})") from error
     if not content:
         raise CheckpointError(path, "is empty")
-    if content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise CheckpointError(path, "is a pickle, which could run code: only files written by pyro_vae.save are read")
     try:
+        tensors = _from_bytes(content)  # first: it checks the header's length and form
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = json.loads(header["__metadata__"][_KEY])
-        tensors = _from_bytes(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError):
+        metadata = dict(json.loads(header["__metadata__"][_KEY]).items())
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        # Only now: the length of a good header may look like the start of a pickle.
+        if content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            reason = "is a pickle, which could run code: only files written by pyro_vae.save are read"
+            raise CheckpointError(path, reason) from None
         raise CheckpointError(path, "is truncated, damaged or not a checkpoint of pyro_vae") from None
     version = metadata.pop("format", None)
     if not isinstance(version, int) or version > FORMAT:
@@ -147,10 +142,3 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

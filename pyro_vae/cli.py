@@ -108,12 +108,13 @@ def plot(run: Positional[Path], data_dir: str | None = None, json: bool = False)
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; exit 2 for input that cannot be used, 1 for a run that failed, 130 after Ctrl-C."""
-    warnings.showwarning = _one_line
     commands = {"train": train, "resume": resume, "evaluate": evaluate, "sample": sample, "plot": plot}
     try:
-        status = tyro.extras.subcommand_cli_from_dict(
-            commands, prog="pyro-vae", args=args, config=(tyro.conf.OmitArgPrefixes,), description=_ABOUT
-        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            status = tyro.extras.subcommand_cli_from_dict(
+                commands, prog="pyro-vae", args=args, config=(tyro.conf.OmitArgPrefixes,), description=_ABOUT
+            )
     except PyroVaeError as error:
         print(f"pyro-vae: {error}", file=sys.stderr)
         status = 1 if isinstance(error, NonFiniteLossError) else 2

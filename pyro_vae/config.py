@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
@@ -81,6 +81,13 @@ class TrainConfig:
     """The run folder; by default the next free `runs/DATASET-N`."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():  # JSON has no parser that would do it
+            if not _suits(getattr(self, name), hint):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected {_spelled(hint)}")
+        if any(width < 1 for width in self.hidden):
+            raise ConfigError(f"hidden={self.hidden}: expected widths of at least 1")
+        if not isinstance(self.likelihood_scale, str) and not 0 < self.likelihood_scale < math.inf:
+            raise ConfigError(f"likelihood_scale={self.likelihood_scale}: expected a positive number")
         for name in ("num_particles", "num_epochs", "batch_size", "latent_dim", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -97,8 +104,8 @@ class TrainConfig:
             raise ConfigError("patience needs held-out images: set validation above 0")
         if self.analytic_kl and self.objective != "elbo":
             raise ConfigError(f"analytic_kl belongs to objective='elbo', found objective={self.objective!r}")
-        if self.preset == "burda" and (self.likelihood != "bernoulli" or self.hidden != (200, 200)):
-            raise ConfigError("preset='burda' has a Bernoulli likelihood and layers of 200: use preset='mlp'")
+        if self.preset == "burda" and (self.likelihood != "bernoulli" or self.relaxed or self.hidden != (200, 200)):
+            raise ConfigError("preset='burda' has a Bernoulli likelihood of binary pixels and layers of 200: use 'mlp'")
 
     def resolved(self) -> TrainConfig:
         """The same with every default filled in that depends on another option."""
@@ -122,9 +129,35 @@ class TrainConfig:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
                 raise ConfigError(f"unknown option {key!r}: {hint}")
-        if "hidden" in options:
+        if isinstance(options.get("hidden"), list):
             options = {**options, "hidden": tuple(options["hidden"])}
         return cls(**options)
+
+
+def _suits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that an option may have."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in choices
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_suits(part, choices[0]) for part in value)
+    if choices:
+        return any(_suits(value, choice) for choice in choices)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _spelled(hint: Any) -> str:
+    """The type of an option in words."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        return ", ".join(map(repr, choices))
+    if get_origin(hint) is tuple:
+        return "a list of whole numbers"
+    if choices:
+        return " or ".join(map(_spelled, choices))
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, "null")
 
 
 def run_folder(config: TrainConfig) -> Path:

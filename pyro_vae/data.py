@@ -62,7 +62,7 @@ class Pixels:
             raise DataError(f"binarise={binarise!r}: expected one of {', '.join(BINARISATIONS)}")
         x = as_batch(x)
         if x.ndim < 2:
-            raise DataError(f"x: expected images, shape (n, ...), got shape {tuple(x.shape)}")
+            raise DataError(f"x: expected at least one image, shape (n, ...), got shape {tuple(x.shape)}")
         if x.min() < 0 or x.max() > max_value:
             raise DataError(
                 f"x: expected grey levels in [0, {max_value:g}], found [{x.min():g}, {x.max():g}]: pass max_value=, "

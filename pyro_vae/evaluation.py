@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
 from .evidence import LogEvidence, elbo, importance
+from .randomness import seeded
 
 
 class Evaluation(NamedTuple):
@@ -43,12 +44,12 @@ class Evaluation(NamedTuple):
         return {
             "num_datapoints": len(self.elbo.value),
             "num_dimensions": self.num_dimensions,
-            "estimates": self.rows(),
+            "estimates": [{key: _plain(value) for key, value in row.items()} for row in self.rows()],
             "latents": {
                 name: {
                     "num_active": summary.num_active,
-                    "mean_variance": summary.mean_variance.tolist(),
-                    "kl": summary.kl.tolist(),
+                    "mean_variance": [_plain(value) for value in summary.mean_variance.tolist()],
+                    "kl": [_plain(value) for value in summary.kl.tolist()],
                 }
                 for name, summary in self.latents.items()
             },
@@ -63,8 +64,10 @@ class Evaluation(NamedTuple):
                 f"{row['bits_per_dimension']:>10.3f}"
             )
         for name, summary in self.latents.items():
-            note = " (posterior collapse: the decoder ignores the latents)" if not summary.num_active else ""
-            active = f"{summary.num_active} of {len(summary.kl)}"
+            known = not summary.mean_variance.isnan().any()  # one datapoint does not say
+            collapsed = known and not summary.num_active
+            note = " (posterior collapse: the decoder ignores the latents)" if collapsed else ""
+            active = f"{summary.num_active if known else '?'} of {len(summary.kl)}"
             lines.append(f"active units of {name}: {active}, KL {summary.kl.sum():.2f} nats{note}")
         return "\n".join(lines)
 
@@ -102,10 +105,19 @@ def evaluate(
     """
     x = as_tensor(x)
     model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
+    with seeded(seed, "latents"):
+        latents = latent_summary(model, guide, x)
     return Evaluation(
         elbo=elbo(model, guide, x, num_particles=elbo_particles, seed=seed, progress=progress),
-        iwae=importance(model, guide, x, num_particles=iwae_particles, seed=seed, progress=progress),
+        iwae=importance(
+            model, guide, x, num_particles=min(iwae_particles, num_particles), seed=seed, progress=progress
+        ),
         log_evidence=importance(model, guide, x, num_particles=num_particles, seed=seed, progress=progress),
-        latents=latent_summary(model, guide, x),
+        latents=latents,
         num_dimensions=x[0].numel(),
     )
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for a number that is not known but ``null``."""
+    return None if isinstance(value, float) and math.isnan(value) else value

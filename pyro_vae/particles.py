@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from .errors import ConfigError, ShapeError
+from .errors import ConfigError, PairError, ShapeError
 from .traces import (
     PARTICLES,
     Program,
@@ -27,6 +27,7 @@ from .traces import (
     latent_sites,
     replay,
     require_same_sites,
+    same_rows,
     sample_sites,
     site_kl,
     site_log_prob,
@@ -119,8 +120,15 @@ def draw_sites(
     except _SHAPE_ERRORS:
         if num_particles == 1:
             raise
-        one = partial(draw_sites, model, guide, args, kwargs, num_particles=1, analytic_kl=analytic_kl)
+        same_guide = same_rows(guide, trace(guide, args, kwargs))
+        one = partial(draw_sites, model, same_guide, args, kwargs, num_particles=1, analytic_kl=analytic_kl)
         return _stack([one() for _ in range(num_particles)])
+    if any(site["fn"].batch_shape == (num_particles, num_particles) for site in guide_sites(guide_trace).values()):
+        # As many particles as datapoints: a forgotten .to_event() could pass for the particle dimension.
+        with torch.no_grad():
+            alone = guide_sites(trace(guide, args, kwargs))
+        for site in alone.values():
+            site_log_prob(site, 1)
     return _weigh(model, guide_trace, args, kwargs, num_particles, analytic_kl)
 
 
@@ -161,7 +169,7 @@ def particle_chunks(
 
 # What a network that cannot take a leading particle dimension raises. A program that is at fault in another way raises
 # again in the loop, where nothing is caught.
-_SHAPE_ERRORS = (RuntimeError, ValueError, IndexError)
+_SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, PairError)
 _MAX_ROWS = 256
 
 
@@ -248,6 +256,7 @@ def _row_bytes(x: Tensor) -> int:
     return copies * max(1, x[0].numel()) * torch.get_default_dtype().itemsize
 
 
-def total(terms: Terms) -> Float[Tensor, "particles batch"]:
-    """The sum over sites."""
-    return torch.stack(list(terms.values())).sum(0) if len(terms) > 1 else next(iter(terms.values()))
+def total(terms: Terms) -> Tensor:
+    """The sum over sites; a plain zero if there are none."""
+    first, *rest = terms.values() or (torch.zeros(()),)
+    return sum(rest, first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["history", "images", "latents", "manifold", "reconstructions", "save"]
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
 from .arrays import as_tensor
 from .errors import ShapeError
+from .files import replace_file
 
 
 def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = "", invert: bool = True) -> Axes:
     """Images ``[n, height, width]`` side by side, dark on white unless ``invert=False``."""
     x = _pictures(x)
+    if not len(x):
+        raise ShapeError("expected at least one image, found none")
     columns = min(columns, len(x))
     rows = -(-len(x) // columns)
     inches = min(0.6, 6 / columns)
@@ -42,6 +46,8 @@ def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = ""
 def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
     """Data in the upper row, their reconstructions in the lower one."""
     x, x_hat = _pictures(x), _pictures(x_hat)
+    if x.shape != x_hat.shape:
+        raise ShapeError(f"expected reconstructions of the data's shape {x.shape}, got {x_hat.shape}")
     ax = images(np.concatenate([x, x_hat]), ax, columns=len(x), title=title)
     ax.set_axis_on()
     ax.set_xticks([])
@@ -59,6 +65,8 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
     """
     x, z = _pictures(x), as_tensor(z).cpu().numpy()
     side = len(z)
+    if len(x) != side**2:
+        raise ShapeError(f"expected {side} x {side} images for {side} values of z, got {len(x)}")
     ax = images(x, ax, columns=side, title=title)
     ax.set_axis_on()
     height, width = x.shape[1:]
@@ -76,6 +84,8 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
 def latents(loc: Any, labels: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
     """Posterior means ``[n, 2]`` coloured by class, over circles that hold 50% and 95% of the prior N(0, I)."""
     loc, labels = as_tensor(loc).cpu().numpy(), as_tensor(labels).cpu().numpy()
+    if loc.ndim != 2 or loc.shape[1] != 2 or labels.shape != loc.shape[:1]:
+        raise ShapeError(f"expected means (n, 2) and labels (n,), got {loc.shape} and {labels.shape}")
     ax = _axes(ax, width=5.6, height=4.8)
     classes = np.unique(labels)
     for number, label in enumerate(classes):
@@ -99,10 +109,11 @@ def history(epochs: Sequence[Any], ax: Axes | None = None, *, title: str = "", l
     """The training and validation bound against the epoch."""
     ax = _axes(ax, width=5.6, height=3.4)
     numbers = [row.epoch for row in epochs]
-    ax.plot(numbers, [row.train_bound for row in epochs], label="training")
+    marker = "o" if len(epochs) == 1 else None  # a line needs two points
+    ax.plot(numbers, [row.train_bound for row in epochs], label="training", marker=marker)
     held_out = np.array([row.validation_bound for row in epochs])
     if not np.isnan(held_out).all():
-        ax.plot(numbers, held_out, label="validation")
+        ax.plot(numbers, held_out, label="validation", marker=marker)
     # The first epochs are far below the rest and would flatten it.
     settled = np.array([row.train_bound for row in epochs])[len(epochs) // 20 :]
     ax.set_ylim(bottom=min(settled.min(), np.nanmin(held_out[len(epochs) // 20 :], initial=np.inf)))
@@ -115,10 +126,12 @@ def history(epochs: Sequence[Any], ax: Axes | None = None, *, title: str = "", l
 
 
 def save(ax: Axes, path: str | Path, *, dpi: int = 150) -> None:
-    """Write the figure that ``ax`` is in."""
+    """Write the figure that ``ax`` is in, as PNG."""
     figure = ax.figure
     assert isinstance(figure, Figure)
-    figure.savefig(path, dpi=dpi, bbox_inches="tight")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
+    replace_file(path, content.getvalue())
 
 
 def _dot(num: int) -> float:

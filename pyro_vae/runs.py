@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Run", "evaluate_run", "load_run", "plot_run", "resume", "sample_run", "train"]
 
+import io
 import json
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor
 
 from . import data, plot
-from .checkpoint import load, replace_file, save
+from .arrays import find_device
+from .checkpoint import load, save
 from .config import TrainConfig, run_folder
 from .errors import CheckpointError, ConfigError
 from .evaluation import Evaluation, evaluate
+from .files import replace_file
 from .objectives import ELBO, IWAE, Objective
 from .presets import burda_vae, mlp_vae
 from .randomness import seeded
-from .training import find_device, fit
+from .training import fit
 from .training_state import Epoch, History
 from .vae import VAE
 
@@ -57,6 +60,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Run:
     find_device(config.device)
     source = data.load(config.dataset, data_dir=config.data_dir, download=config.download)
     split = _split(config, source)
+    with seeded(config.seed, "start"):
+        _build(config, split[0]).likelihood.check(split[2])  # before there is a folder that would be in the way
     _write_json(folder / "config.json", config.to_dict())
     return _train(config, folder, split, progress)
 
@@ -90,7 +95,9 @@ def sample_run(folder: str | Path, *, num: int = 100, seed: int = 0) -> list[Pat
         p = vae.decode(z)
         x, mean = p.sample(), p.mean
     base = Path(folder) / f"samples-{num}"
-    np.savez_compressed(base.with_suffix(".npz"), z=z.numpy(), x=x.numpy(), mean=mean.numpy())
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, z=z.numpy(), x=x.numpy(), mean=mean.numpy())
+    replace_file(base.with_suffix(".npz"), arrays.getvalue())
     plot.save(plot.images(mean, title=_SAMPLES_TITLE), base.with_suffix(".png"))
     return [base.with_suffix(".npz"), base.with_suffix(".png")]
 
@@ -141,7 +148,7 @@ def _train(config: TrainConfig, folder: Path, split: Split, progress: bool) -> R
         x_train,
         objective=_objective(config),
         num_epochs=config.num_epochs,
-        batch_size=min(config.batch_size, len(x_train)),
+        batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
         adam_eps=config.adam_eps,
@@ -259,6 +266,8 @@ def _config(folder: str | Path) -> TrainConfig:
         ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path}: expected a JSON object of options, found {type(options).__name__}")
     return TrainConfig.from_dict(options)
 
 

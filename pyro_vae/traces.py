@@ -5,10 +5,13 @@ from __future__ import annotations
 __all__ = [
     "PARTICLES",
     "common_scale",
+    "evaluating",
     "guide_sites",
     "latent_sites",
+    "modules_behind",
     "replay",
     "require_same_sites",
+    "same_rows",
     "sample_sites",
     "site_kl",
     "site_log_prob",
@@ -16,7 +19,10 @@ __all__ = [
     "unregistered",
 ]
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +31,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from .errors import PairError
@@ -43,19 +49,101 @@ class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like func
     same name do not collide. A plain ``pyro.param("name", init)`` still lives in the store, its only home.
     """
 
+    def __init__(self, owner: nn.Module | None = None) -> None:
+        super().__init__()
+        self._owner = owner
+        self._known: set[nn.Parameter] = set()
+
     def _pyro_param(self, msg: Any) -> None:
-        if len(msg["args"]) > 1 and isinstance(msg["args"][1], torch.nn.Parameter):
-            msg["value"] = msg["args"][1]
-            msg["done"] = True
-            msg["stop"] = True
+        parameter = msg["args"][1] if len(msg["args"]) > 1 else None
+        if not isinstance(parameter, nn.Parameter):
+            return
+        if self._owner is not None and parameter not in self._known:
+            self._known = set(self._owner.parameters())
+            if parameter not in self._known:
+                raise PairError(
+                    f"parameter {msg['name']!r} is used by the pair but was not found behind its functions, so it "
+                    "would not be trained: make model and guide methods of an nn.Module that owns all networks"
+                )
+        msg["value"] = parameter
+        msg["done"] = True
+        msg["stop"] = True
+
+
+def modules_behind(program: Any) -> Iterator[nn.Module]:
+    """The modules that a Pyro function uses: itself, its owner, what it wraps, closes over or names."""
+    if isinstance(program, nn.Module):
+        yield program
+    elif inspect.ismethod(program):
+        owner = program.__self__
+        yield from _modules_in([owner] if isinstance(owner, nn.Module) else vars(owner).values())
+    elif isinstance(program, functools.partial) or hasattr(program, "func"):  # also what a poutine returns
+        partial: Any = program
+        for part in (partial.func, *partial.args, *partial.keywords.values()):
+            if callable(part):
+                yield from modules_behind(part)
+    elif inspect.isfunction(program):
+        names = inspect.getclosurevars(inspect.unwrap(program))
+        yield from _modules_in([*names.nonlocals.values(), *names.globals.values()])
+
+
+def _modules_in(values: Iterable[Any]) -> Iterator[nn.Module]:
+    """The modules among some values, and in the lists, tuples and dictionaries among them."""
+    for value in values:
+        if isinstance(value, nn.Module):
+            yield value
+        elif isinstance(value, dict):
+            yield from _modules_in(value.values())
+        elif isinstance(value, (list, tuple)):
+            yield from _modules_in(value)
+
+
+@contextmanager
+def evaluating(*programs: Any) -> Iterator[None]:
+    """The modules behind the programs in evaluation mode, and afterwards in the mode that they were in.
+
+    Otherwise a batch normalisation would train on what it is evaluated on, and a datapoint's bound depend on the rest
+    of the batch.
+    """
+    parts = {part for program in programs for found in modules_behind(program) for part in found.modules()}
+    training = [part for part in parts if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def trace(program: Program, args: tuple, kwargs: dict) -> poutine.Trace:
-    return poutine.trace(program).get_trace(*args, **kwargs)
+    """Run a program and note its sites."""
+    try:
+        with poutine.trace() as tracer:  # as a context: called, it would rewrite the messages of errors
+            program(*args, **kwargs)
+    except ValueError as error:
+        if "Shape mismatch inside plate" not in str(error):
+            raise
+        raise PairError(
+            f"{str(error).splitlines()[0]}: a site needs one distribution per datapoint: declare its event dimensions "
+            "with .to_event()"
+        ) from error
+    return tracer.trace
 
 
 def replay(model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
+    """Run a model at the values that a guide drew, on the rows that it subsampled."""
     return trace(poutine.replay(model, trace=guide_trace), args, kwargs)
+
+
+def same_rows(program: Program, other: poutine.Trace) -> Program:
+    """The program, made to subsample the rows that another run of it subsampled."""
+    rows = poutine.Trace()
+    nodes: dict[str, Any] = dict(other.nodes)
+    for name, site in nodes.items():
+        if site_is_subsample(site):
+            rows.add_node(name, **site)
+    return poutine.replay(program, trace=rows)
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
@@ -103,13 +191,14 @@ def site_log_prob(site: Any, num_particles: int) -> Float[Tensor, "particles bat
 def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch"]:
     """Exact KL(q || p) of one site, given the values of the sites before it."""
     try:
-        kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), 1.0, q["mask"])
+        shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
+        kl = kl_divergence(q["fn"].expand(shape), p["fn"].expand(shape))
     except NotImplementedError:
         raise PairError(
             f"site {q['name']!r}: no closed form for the KL divergence from {type(q['fn']).__name__} to "
             f"{type(p['fn']).__name__}: use analytic_kl=False"
         ) from None
-    return kl.expand(torch.broadcast_shapes(kl.shape, (1, 1)))
+    return scale_and_mask(kl, 1.0, q["mask"]).expand(torch.broadcast_shapes(kl.shape, (1, 1)))
 
 
 def common_scale(sites: list[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SCHEDULES", "Schedule", "find_device", "fit"]
+__all__ = ["SCHEDULES", "Schedule", "fit"]
 
 import math
 import signal
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arrays import as_batch
-from .errors import ConfigError, DataError, DeviceError, NonFiniteLossError
+from .arrays import as_batch, find_device
+from .errors import ConfigError, DataError, NonFiniteLossError
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
 from .particles import draw_sites
 from .randomness import seeded
+from .traces import evaluating
 from .training_state import Epoch, History, TrainingState
 
 Schedule = Literal["constant", "cosine", "burda"]
@@ -97,6 +98,8 @@ def fit(
         raise ConfigError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if patience is not None and held_out is None:
         raise ConfigError("patience needs validation data: pass validation=")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: expected at least 1")
     if batch_size > len(data):
         warnings.warn(f"batch_size={batch_size} clipped to the {len(data)} datapoints there are", stacklevel=2)
         batch_size = len(data)
@@ -179,7 +182,7 @@ def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
 @torch.no_grad()
 def _mean_bound(module: ObjectiveModule, data: Any, batch_size: int, seed: int, device: torch.device) -> float:
     """The mean bound over all of the data, with the same draws every time it is asked for."""
-    with seeded(seed, "validation"):
+    with seeded(seed, "validation"), evaluating(module):
         index = torch.arange(len(data))
         bounds = [module.bound(data[part].to(device)) for part in index.split(batch_size)]
     return torch.cat(bounds).double().mean().item()
@@ -198,22 +201,6 @@ def _presented(x: Any, name: str = "x") -> Any:
 
 _ARRAYS = (Tensor, list, tuple, dict)
 _MARKS = ("__array__", "tocsr")
-
-
-def find_device(device: str = "auto") -> torch.device:
-    """The device of that name; ``"auto"`` is CUDA if there is one, else the CPU.
-
-    Errors:
-        DeviceError: for a device that does not exist here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): use auto") from None
-    return place
 
 
 @contextmanager

@@ -7,7 +7,6 @@ __all__ = ["Epoch", "History", "TrainingState"]
 import csv
 import io
 import math
-import os
 import time
 import warnings
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import read, replace_file, restore, write
+from .checkpoint import read, restore, write
 from .errors import CheckpointError
+from .files import replace_file
 
 
 class Epoch(NamedTuple):
@@ -64,6 +64,7 @@ class TrainingState:
         self.best_bound = -math.inf
         self._best: dict[str, Tensor] = {}
         self._generators: dict[str, Tensor] = {}
+        self._last_is_good = True
         self._clock = time.perf_counter()
 
     @property
@@ -116,9 +117,9 @@ class TrainingState:
         tensors |= _flat(self._generators, "generator")
         for index, entry in self.optimiser.state_dict()["state"].items():
             tensors |= _flat(entry, f"optimiser.{index}")
-        if path.exists():
-            os.replace(path, _previous(path))
-        write(path, tensors, {"training": {name: getattr(self, name) for name in _COUNTERS}})
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        write(path, tensors, {"training": counters}, previous=_previous(path) if self._last_is_good else None)
+        self._last_is_good = True
 
     def resume(self, path: Path) -> None:
         """Go on from ``path`` if it exists; from the previous file, with a warning, if it is damaged."""
@@ -129,6 +130,7 @@ class TrainingState:
             except CheckpointError as error:
                 if number == len(candidates):
                     raise
+                self._last_is_good = False  # so it is written over, and does not take the previous one's place
                 warnings.warn(f"{error}; going on from {candidates[number]}", stacklevel=3)
             else:
                 self._restore(tensors, metadata, file)

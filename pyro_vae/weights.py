@@ -29,7 +29,7 @@ from torch import Tensor
 from .errors import ConfigError
 
 
-def log_mean_exp(log_w: Float[Tensor, "particles *batch"], dim: int = 0) -> Float[Tensor, "*batch"]:
+def log_mean_exp(log_w: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, "..."]:
     r"""Log of the mean weight, :math:`\log \frac1K \sum_k w_k`, without overflow.
 
     For :math:`w = p(x, z) / q(z \mid x)` this is the importance-weighted bound: its expectation is a lower bound on
@@ -133,9 +133,9 @@ class Moments(NamedTuple):
     def merge(self, other: Moments) -> Moments:
         """The summary of both blocks."""
         total = self.num_particles + other.num_particles
-        step = other.mean - self.mean
+        step = torch.where(other.mean == self.mean, 0.0, other.mean - self.mean)  # also if both are -inf
         return Moments(
-            self.mean + step * (other.num_particles / total),
+            self.mean * (self.num_particles / total) + other.mean * (other.num_particles / total),
             self.sum_squares + other.sum_squares + step.square() * (self.num_particles * other.num_particles / total),
             total,
         )
@@ -191,7 +191,12 @@ def renyi(log_w: Float[Tensor, "particles *batch"], alpha: float) -> Float[Tenso
         return log_w.mean(0)
     if math.isinf(alpha):
         return log_w.amin(0) if alpha > 0 else log_w.amax(0)
-    return log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+    # About the mean, so that nothing cancels as alpha goes to 1, where the logarithm is nearly linear.
+    mean = log_w.mean(0)
+    centred = (1 - alpha) * (log_w - mean)
+    near = centred.detach().abs().amax(0) < 0.1
+    linear = torch.log1p(torch.expm1(torch.where(near, centred, 0)).mean(0)) / (1 - alpha) + mean
+    return torch.where(near, linear, log_mean_exp((1 - alpha) * log_w) / (1 - alpha))
 
 
 def cubo(log_w: Float[Tensor, "particles *batch"], order: float = 2.0) -> Float[Tensor, "*batch"]:

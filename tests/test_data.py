@@ -182,7 +182,7 @@ def test_presenting_pixels_does_not_write_into_the_users_images(mode, dtype, ind
 @pytest.mark.parametrize(
     ("images", "options", "words"),
     [
-        (torch.zeros(0, 4), {}, ("at least one image", "(0, 4)")),
+        (torch.zeros(0, 4), {}, ("at least one datapoint", "(0, 4)")),
         (torch.zeros(4), {}, ("(n, ...)", "(4,)")),
         (torch.tensor([[0.0, float("nan")]]), {}, ("1 non-finite", "(0, 1)")),
         (torch.tensor([[0.0, 256.0]]), {}, ("[0, 255]", "[0, 256]", "max_value")),

@@ -10,7 +10,7 @@ import pyro_vae
 # From the ground up; a room may import from lower rows only. The rooms of a family are its base, its members, its door.
 FLOORS = """
 errors
-arrays randomness weights
+arrays files randomness weights
 data likelihoods nn posteriors priors
 problems vae
 presets
@@ -27,7 +27,7 @@ runs
 cli
 __main__
 """
-GROUND = {"errors", "arrays", "randomness", "weights"}  # plain tensors, no pyro
+GROUND = {"errors", "arrays", "files", "randomness", "weights"}  # plain tensors, no pyro
 OWNERS = {
     "matplotlib": {"plot"},
     "safetensors": {"checkpoint"},

@@ -1,4 +1,4 @@
-"""The README says what is so: its code runs, its links lead somewhere, and its set-up lines are the ones that CI runs."""
+"""The README says what is so: its code runs, its links lead somewhere, its set-up lines are those that CI runs."""
 
 import re
 from pathlib import Path

@@ -112,6 +112,13 @@ def test_stderr_is_what_replicates_vary_by():
     assert claimed.mean().item() == pytest.approx(found.std().item(), rel=0.03)
 
 
+def test_ess_and_stderr_by_their_definitions():
+    lw = torch.randn(6, 3)
+    w = lw.exp()
+    torch.testing.assert_close(weights.ess(lw), w.sum(0) ** 2 / (w**2).sum(0))
+    torch.testing.assert_close(weights.log_mean_exp_stderr(lw), w.std(0) / math.sqrt(6) / w.mean(0))
+
+
 # No tolerance at all
 
 
@@ -137,9 +144,9 @@ def test_renyi_never_increases_with_alpha(lw, alphas):
 @given(log_weights(least=1))
 def test_special_cases_are_the_same_number(lw):
     assert torch.equal(weights.jackknife(lw, 0), weights.log_mean_exp(lw))
-    assert torch.equal(weights.renyi(lw, 0.0), weights.log_mean_exp(lw))
     assert torch.equal(weights.renyi(lw, 1.0), lw.mean(0))
-    assert torch.equal(weights.cubo(lw, 1.0), weights.log_mean_exp(lw))
+    for same in (weights.renyi(lw, 0.0), weights.cubo(lw, 1.0)):
+        assert ((same - weights.log_mean_exp(lw)).abs() <= 10 * rounding(lw)).all()
     for order in (1.5, 2.0, 3.0):
         assert torch.equal(weights.cubo(lw, order), weights.renyi(lw, 1 - order))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..arrays import as_batch
-from ..traces import Program, guide_sites, latent_sites, replay, trace, unregistered
+from ..traces import Program, evaluating, guide_sites, latent_sites, replay, trace, unregistered
 from ..weights import Moments
 
 _ROWS = 1024
@@ -61,8 +61,7 @@ def latent_summary(model: Program, guide: Program, x: Any) -> dict[str, LatentSu
         tensor([ True, False])
     """
     x = as_batch(x)
-    model, guide = unregistered()(model), unregistered()(guide)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), evaluating(model, guide), unregistered():
         parts = [_moments(model, guide, batch) for batch in x.split(_ROWS)]
     summary = {}
     for name in parts[0]:
@@ -79,13 +78,14 @@ def _moments(model: Program, guide: Program, x: Tensor) -> dict[str, tuple[Momen
     p = latent_sites(replay(model, guide_trace, (x,), {}))
     found = {}
     for name, site in guide_sites(guide_trace).items():
-        mean = site["fn"].mean.flatten(1)
+        mean = site["fn"].mean.reshape(len(x), -1)
         found[name] = (Moments.of(mean), Moments.of(_kl_by_dimension(site["fn"], p[name]["fn"], mean)))
     return found
 
 
 def _kl_by_dimension(q: Any, p: Any, like: Tensor) -> Tensor:
     try:
-        return kl_divergence(getattr(q, "base_dist", q), getattr(p, "base_dist", p)).expand_as(like)
+        kl = kl_divergence(getattr(q, "base_dist", q), getattr(p, "base_dist", p))
+        return kl.reshape(len(like), -1).expand_as(like)
     except (NotImplementedError, RuntimeError):
         return torch.full_like(like, torch.nan)

@@ -16,7 +16,7 @@ from ..arrays import as_batch
 from ..errors import ConfigError
 from ..particles import particle_chunks
 from ..randomness import seeded
-from ..traces import Program, unregistered
+from ..traces import Program, evaluating, unregistered
 from ..weights import LogMoments, Moments
 
 
@@ -79,6 +79,7 @@ def summarise(
     found: dict[int, Any] = {}
     with (
         torch.no_grad(),
+        evaluating(model, guide),
         seeded(seed, "evidence"),
         tqdm(total=len(x) * num_particles, unit="draw", unit_scale=True, disable=None if progress else True) as bar,
     ):

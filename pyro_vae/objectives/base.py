@@ -4,9 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Objective", "ObjectiveModule"]
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro.infer
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, PairError
 from ..particles import Sites, draw_sites
-from ..traces import Program, replay, trace, unregistered
+from ..traces import Program, modules_behind, replay, trace, unregistered
 
 
 class Objective(pyro.infer.ELBO):
@@ -108,7 +105,8 @@ class ObjectiveModule(nn.Module):
     for them.
 
     Errors:
-        PairError: if no module is found, because such a module would silently train nothing.
+        PairError: if no module is found, or if the pair turns out to use one that was not found: its parameters would
+            silently not train.
 
     Example:
         >>> import pyro_vae as pv
@@ -122,14 +120,14 @@ class ObjectiveModule(nn.Module):
     def __init__(self, objective: Objective, model: Program, guide: Program) -> None:
         super().__init__()
         self.objective = objective
-        self.owned = nn.ModuleList(dict.fromkeys([*_modules_behind(model), *_modules_behind(guide)]))
+        self.owned = nn.ModuleList(dict.fromkeys([*modules_behind(model), *modules_behind(guide)]))
         if not any(True for _ in self.owned.parameters()):
             raise PairError(
                 "found no parameters behind this model and guide: pass methods of an nn.Module, or functions that use "
                 "one; train a pair that only calls pyro.param with pyro.infer.SVI"
             )
         # In a tuple, so that a model that is a module itself is not registered a second time.
-        self.pair = (unregistered()(model), unregistered()(guide))
+        self.pair = (unregistered(self.owned)(model), unregistered(self.owned)(guide))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.objective.differentiable_loss(*self.pair, *args, **kwargs)
@@ -137,21 +135,3 @@ class ObjectiveModule(nn.Module):
     def bound(self, *args: Any, **kwargs: Any) -> Float[Tensor, " batch"]:
         """The bound per datapoint, unscaled, in nats, with its gradient attached."""
         return self.objective.bound_and_scale(*self.pair, *args, **kwargs)[0]
-
-
-def _modules_behind(program: Callable[..., Any]) -> Iterator[nn.Module]:
-    """The modules that a Pyro function uses: itself, its owner, what it wraps, closes over or names."""
-    if isinstance(program, nn.Module):
-        yield program
-    elif isinstance(getattr(program, "__self__", None), nn.Module):
-        yield program.__self__  # pyright: ignore[reportFunctionMemberAccess]
-    elif isinstance(program, functools.partial) or hasattr(program, "func"):  # also what a poutine returns
-        partial: Any = program
-        for part in (partial.func, *partial.args, *partial.keywords.values()):
-            if callable(part):
-                yield from _modules_behind(part)
-    elif inspect.isfunction(program):
-        names = inspect.getclosurevars(inspect.unwrap(program))
-        for value in (*names.nonlocals.values(), *names.globals.values()):
-            if isinstance(value, nn.Module):
-                yield value

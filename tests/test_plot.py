@@ -1,0 +1,317 @@
+"""Pictures: every one says what it claims about the values it was given, and touches nothing but its own Axes."""
+
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import pyro_vae as pv
+from pyro_vae import plot, runs
+from pyro_vae.errors import ShapeError
+
+
+def epochs(train, validation):
+    rows = zip(train, validation, strict=True)
+    return [SimpleNamespace(epoch=n, train_bound=t, validation_bound=v) for n, (t, v) in enumerate(rows, 1)]
+
+
+def levels(*values, height=4, width=4):
+    """Images of one brightness each."""
+    return torch.tensor(values)[:, None, None].expand(-1, height, width)
+
+
+def canvas(ax):
+    (image,) = ax.images
+    return np.asarray(image.get_array())
+
+
+def ticks(axis):
+    return dict(zip((text.get_text() for text in axis.get_ticklabels()), axis.get_ticklocs(), strict=True))
+
+
+def strokes(num):
+    """Smooth grey strokes on black, as decoded digits are: noise would not show how well a picture compresses."""
+    coarse = 28 * torch.rand(num, 1, 6, 6) - 24
+    return torch.nn.functional.interpolate(coarse, size=(28, 28), mode="bicubic")[:, 0].sigmoid()
+
+
+DRAW = {
+    "images": lambda ax=None: plot.images(strokes(100), ax, title="a title"),
+    "reconstructions": lambda ax=None: plot.reconstructions(strokes(12), strokes(12), ax, title="a title"),
+    "manifold": lambda ax=None: plot.manifold(strokes(400), torch.linspace(-2, 2, 20), ax, title="a title"),
+    "latents": lambda ax=None: plot.latents(torch.randn(10_000, 2), torch.arange(10_000) % 10, ax, title="a title"),
+    "history": lambda ax=None: plot.history(epochs([-3.0, -2.0, -1.0], [-4.0, -3.0, -2.0]), ax, title="a title"),
+}
+each_picture = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
+
+
+def test_every_picture_is_tested():
+    assert {*DRAW, "save"} == set(plot.__all__)
+
+
+@each_picture
+def test_new_axes_are_in_a_figure_of_their_own(draw):
+    first, second = draw(), draw()
+    assert isinstance(first, Axes)
+    assert first.figure is not second.figure
+    assert first.get_title() == "a title"
+
+
+@each_picture
+def test_given_axes_are_drawn_on_and_returned(draw):
+    left, right = Figure().subplots(1, 2)
+    assert draw(right) is right
+    assert right.has_data()
+    assert not left.has_data()
+
+
+@each_picture
+def test_settings_stay_as_they_are(draw):
+    before = dict(mpl.rcParams)
+    draw()
+    assert dict(mpl.rcParams) == before
+
+
+@each_picture
+def test_a_picture_is_a_small_png(draw, tmp_path):
+    plot.save(draw(), tmp_path / "picture.png")
+    content = (tmp_path / "picture.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    assert 1_000 < len(content) < 400_000
+
+
+def test_pyplot_is_never_imported(tmp_path):
+    # It chooses a backend and keeps every figure alive; whether it came in can only be seen in a process of its own.
+    code = f"""
+import sys, torch
+from pyro_vae import plot
+plot.save(plot.manifold(torch.rand(9, 4, 4), [-1.0, 0.0, 1.0]), {str(tmp_path / "picture.png")!r})
+plot.latents(torch.randn(9, 2), torch.arange(9))
+assert "matplotlib" in sys.modules
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# --- Images -------------------------------------------------------------------------------------------------------
+
+
+def test_images_stand_row_by_row_at_their_brightness():
+    found = canvas(plot.images(levels(0.1, 0.2, 0.3, 0.4, 0.5), columns=3))
+    assert found.shape == (8, 12)
+    cells = found.reshape(2, 4, 3, 4).swapaxes(1, 2).reshape(6, 16)
+    assert np.ptp(cells, axis=1).max() == 0
+    assert cells[:, 0] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.0])  # the cell without an image is empty
+
+
+def test_images_are_upright():
+    image = torch.zeros(1, 5, 3)
+    image[0, 0, 2] = 1.0
+    ax = plot.images(image)
+    assert canvas(ax)[0, 2] == 1.0
+    assert ax.images[0].origin == "upper"
+
+
+@pytest.mark.parametrize(("invert", "paper"), [(True, 1.0), (False, 0.0)])
+def test_zero_is_white_unless_inverted(invert, paper):
+    (shown,) = plot.images(levels(0.0), invert=invert).images
+    assert shown.cmap(shown.norm(0.0))[:3] == pytest.approx((paper,) * 3)
+    assert shown.cmap(shown.norm(1.0))[:3] == pytest.approx((1 - paper,) * 3)
+
+
+def test_brightness_is_not_stretched():
+    (shown,) = plot.images(levels(0.4, 0.6)).images
+    assert (shown.norm.vmin, shown.norm.vmax) == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 16), (3, 1, 4, 4)])
+def test_flat_and_one_channel_images_are_the_same_picture(shape):
+    x = torch.rand(3, 4, 4)
+    assert np.array_equal(canvas(plot.images(x.reshape(shape))), canvas(plot.images(x)))
+    assert np.array_equal(canvas(plot.images(x.reshape(shape).numpy())), canvas(plot.images(x)))
+
+
+def test_reconstructions_are_below_their_data():
+    ax = plot.reconstructions(levels(0.1, 0.2, 0.3), levels(0.6, 0.7, 0.8))
+    found = canvas(ax)
+    assert found.shape == (8, 12)
+    assert found[0, ::4] == pytest.approx([0.1, 0.2, 0.3])
+    assert found[4, ::4] == pytest.approx([0.6, 0.7, 0.8])
+    named = ticks(ax.yaxis)
+    assert 0 <= named["data"] < 4 <= named["reconstruction"] < 8
+    assert len(ax.get_xticks()) == 0
+
+
+# --- The latent plane ---------------------------------------------------------------------------------------------
+
+
+def brightness(value):
+    return (value + 2) / 4
+
+
+@pytest.mark.parametrize("side", [3, 5, 6, 20])
+@pytest.mark.parametrize("coordinate", [0, 1])
+def test_manifold_ticks_name_the_cells_they_stand_at(side, coordinate):
+    z = torch.linspace(-2, 2, side)
+    # As the docstring asks: row-major, the first row the largest second coordinate.
+    grid = [(first, second) for second in z.flip(0).tolist() for first in z.tolist()]
+    ax = plot.manifold(levels(*(brightness(point[coordinate]) for point in grid), height=4, width=6), z)
+    shown = canvas(ax)
+    named = ticks((ax.xaxis, ax.yaxis)[coordinate])
+    assert len(named) >= 3
+    for label, place in named.items():
+        pixel = round(place - 0.1)
+        found = shown[0, pixel] if coordinate == 0 else shown[pixel, 0]
+        assert brightness(float(label)) == pytest.approx(found, abs=0.05 / 4 + 1e-6)
+        size = (6, 4)[coordinate]
+        assert (place + 0.5) % size == pytest.approx(size / 2)  # the middle of the cell
+
+
+def test_manifold_has_the_largest_second_coordinate_on_top():
+    ax = plot.manifold(levels(*[0.9] * 3, *[0.5] * 3, *[0.1] * 3), [-1.0, 0.0, 1.0])
+    assert canvas(ax)[::4, 0] == pytest.approx([0.9, 0.5, 0.1])
+    places = ticks(ax.yaxis)
+    assert places["1.0"] < places["0.0"] < places["-1.0"]  # pixel rows count downwards
+    assert ax.yaxis_inverted()
+    places = ticks(ax.xaxis)
+    assert places["-1.0"] < places["0.0"] < places["1.0"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("$z_1$", "$z_2$")
+
+
+class Probe(torch.nn.Module):
+    """A decoder whose image shows one latent coordinate as its brightness, by the quantile that it is."""
+
+    def __init__(self, coordinate):
+        super().__init__()
+        self.coordinate = coordinate
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, z):
+        return torch.special.ndtr(z[:, self.coordinate])[:, None, None].expand(-1, 4, 4)
+
+
+@pytest.mark.parametrize("coordinate", [0, 1])
+def test_a_runs_manifold_shows_the_quantiles_of_the_prior_where_its_ticks_say(coordinate):
+    vae = pv.VAE(
+        encoder=pv.nn.MLP((4, 4), (), (2, 2)),
+        decoder=Probe(coordinate),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Gaussian((4, 4), scale=1.0),
+    )
+    with torch.no_grad():
+        ax = runs._manifold(vae)
+    cells = canvas(ax)[::4, ::4]
+    quantiles = (np.arange(20) + 0.5) / 20
+    expected = np.tile(quantiles, (20, 1)) if coordinate == 0 else np.tile(quantiles[::-1, None], (1, 20))
+    assert np.allclose(cells, expected, atol=1e-5)
+    for label, place in ticks((ax.xaxis, ax.yaxis)[coordinate]).items():
+        cell = int((place + 0.5) // 4)
+        shown = cells[0, cell] if coordinate == 0 else cells[cell, 0]
+        assert float(label) == pytest.approx(torch.special.ndtri(torch.tensor(float(shown))).item(), abs=0.051)
+
+
+def test_latents_are_coloured_by_class_and_named():
+    loc, labels = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([7, 2, 7, 2])
+    ax = plot.latents(loc, labels)
+    found = {points.get_label(): np.asarray(points.get_offsets()) for points in ax.collections}
+    assert list(found) == ["2", "7"]
+    assert np.array_equal(found["2"], loc[labels == 2])
+    assert np.array_equal(found["7"], loc[labels == 7])
+    colours = {tuple(points.get_facecolor()[0]) for points in ax.collections}
+    assert len(colours) == 2
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["2", "7", "50% of p(z)", "95% of p(z)"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("$E_q[z_1]$", "$E_q[z_2]$")
+    assert ax.get_aspect() == 1.0  # circles are circles
+
+
+def test_circles_hold_the_share_of_the_prior_that_they_name():
+    ax = plot.latents(torch.zeros(3, 2), torch.arange(3))
+    draws = torch.randn(20_000, 2).norm(dim=1)
+    for line, share in zip(ax.lines, (0.5, 0.95), strict=True):
+        radius = np.linalg.norm(np.stack(line.get_data()), axis=0)
+        assert np.ptp(radius) < 1e-9
+        assert line.get_label() == f"{share:.0%} of p(z)"
+        error = math.sqrt(share * (1 - share) / len(draws))
+        assert (draws < radius[0]).double().mean().item() == pytest.approx(share, abs=5 * error)
+
+
+def test_many_classes_have_no_legend():
+    assert plot.latents(torch.randn(50, 2), torch.arange(50)).get_legend() is None
+
+
+# --- The history --------------------------------------------------------------------------------------------------
+
+
+def test_history_shows_both_bounds_against_the_epoch():
+    ax = plot.history(epochs([-3.0, -2.0, -1.0], [-4.0, -3.5, -2.0]))
+    training, validation = ax.lines
+    assert np.array_equal(training.get_data(), [[1, 2, 3], [-3, -2, -1]])
+    assert np.array_equal(validation.get_data(), [[1, 2, 3], [-4, -3.5, -2]])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training", "validation"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "bound, nats per datapoint")
+    low, high = ax.get_ylim()
+    assert low <= -4.0 < -1.0 <= high
+
+
+def test_history_without_validation_shows_one_line():
+    ax = plot.history(epochs([-3.0, -2.0], [math.nan, math.nan]), label="IWAE")
+    assert len(ax.lines) == 1
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training"]
+    assert ax.get_ylabel() == "IWAE, nats per datapoint"
+
+
+def test_history_is_not_flattened_by_the_first_epochs():
+    train = [-1000.0, -500.0, *np.linspace(-30, -20, 38)]
+    low, high = plot.history(epochs(train, [math.nan] * 40)).get_ylim()
+    assert -31 < low <= -30
+    assert -20 <= high < 30
+
+
+def test_history_of_one_epoch_can_be_seen():
+    ax = plot.history(epochs([-3.0], [-4.0]))
+    assert all(line.get_marker() not in ("None", "", None) for line in ax.lines)  # a line needs two points
+
+
+# --- Refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot.images(torch.rand(8)),
+        lambda: plot.images(torch.rand(3, 15)),
+        lambda: plot.images(torch.rand(3, 3, 4, 4)),
+        lambda: plot.images(torch.rand(0, 4, 4)),
+        lambda: plot.reconstructions(torch.rand(3, 4, 4), torch.rand(5, 4, 4)),
+        lambda: plot.reconstructions(torch.rand(3, 4, 4), torch.rand(3, 5, 5)),
+        lambda: plot.manifold(torch.rand(7, 4, 4), [-1.0, 0.0, 1.0]),
+        lambda: plot.latents(torch.rand(7, 3), torch.arange(7)),
+        lambda: plot.latents(torch.rand(7, 1), torch.arange(7)),
+        lambda: plot.latents(torch.rand(7, 2), torch.arange(3)),
+    ],
+    ids=[
+        "one dimension",
+        "not a square",
+        "colours",
+        "no images",
+        "more reconstructions than data",
+        "reconstructions of another size",
+        "not the grid's number",
+        "three latent dimensions",
+        "one latent dimension",
+        "too few labels",
+    ],
+)
+def test_wrong_shapes_are_one_line(draw):
+    with pytest.raises(ShapeError) as caught:
+        draw()
+    assert "\n" not in str(caught.value)
