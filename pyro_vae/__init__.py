@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "VAE": "vae",
-    "draw_particles": "particles",
-    "Particles": "particles",
-    "fit": "training",
-    "History": "training_state",
-    "evaluate": "evaluation",
-    "Evaluation": "evaluation",
-    "save": "checkpoint",
-    "load": "checkpoint",
-}
-_MODULES = (
+__all__ = [
+    "VAE",
+    "Evaluation",
+    "History",
+    "Particles",
+    "__version__",
     "data",
     "diagnostics",
+    "draw_particles",
     "errors",
+    "evaluate",
     "evidence",
+    "fit",
     "likelihoods",
+    "load",
     "nn",
     "objectives",
     "plot",
@@ -32,10 +30,22 @@ _MODULES = (
     "presets",
     "priors",
     "problems",
+    "save",
     "weights",
-)
+]
 
-__all__ = ["__version__", *_HOME, *_MODULES]
+# Where a name lives that is not a module itself.
+_HOMES = {
+    "VAE": "vae",
+    "Evaluation": "evaluation",
+    "History": "training_state",
+    "Particles": "particles",
+    "draw_particles": "particles",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "load": "checkpoint",
+    "save": "checkpoint",
+}
 
 if TYPE_CHECKING:
     from . import (
@@ -62,11 +72,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return import_module(f".{name}", __name__)
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .errors import ConfigError, PairError, ShapeError
+from .modules import unregistered
 from .traces import (
     PARTICLES,
     Program,
@@ -32,7 +33,6 @@ from .traces import (
     site_kl,
     site_log_prob,
     trace,
-    unregistered,
 )
 
 Terms = dict[str, Tensor]

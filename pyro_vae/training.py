@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from .arrays import as_batch, find_device
 from .errors import ConfigError, DataError, NonFiniteLossError
+from .modules import evaluating
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
 from .particles import draw_sites
 from .randomness import seeded
-from .traces import evaluating
 from .training_state import Epoch, History, TrainingState
 
 Schedule = Literal["constant", "cosine", "burda"]
@@ -105,7 +105,7 @@ def fit(
         batch_size = len(data)
     place = find_device(device)
     model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
-    module = (objective or ELBO())(model, guide).to(place)
+    module = (objective or ELBO())(model, guide).to(place).train()
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
     state = TrainingState(module, optimiser)
     if checkpoint is not None:

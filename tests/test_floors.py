@@ -14,6 +14,7 @@ arrays files randomness weights
 data likelihoods nn posteriors priors
 problems vae
 presets
+modules
 traces
 particles
 diagnostics.latents evidence.base objectives.base

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..arrays import as_batch
-from ..traces import Program, evaluating, guide_sites, latent_sites, replay, trace, unregistered
+from ..modules import evaluating, unregistered
+from ..traces import Program, guide_sites, latent_sites, replay, trace
 from ..weights import Moments
 
 _ROWS = 1024

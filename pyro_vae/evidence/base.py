@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from ..arrays import as_batch
 from ..errors import ConfigError
+from ..modules import evaluating, unregistered
 from ..particles import particle_chunks
 from ..randomness import seeded
-from ..traces import Program, evaluating, unregistered
+from ..traces import Program
 from ..weights import LogMoments, Moments
 
 

@@ -13,8 +13,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..errors import ConfigError, PairError
+from ..modules import modules_behind, unregistered
 from ..particles import Sites, draw_sites
-from ..traces import Program, modules_behind, replay, trace, unregistered
+from ..traces import Program, replay, trace
 
 
 class Objective(pyro.infer.ELBO):
