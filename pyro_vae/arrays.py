@@ -14,7 +14,7 @@ from .errors import DataError, DeviceError
 
 
 def as_tensor(x: Any, *, name: str = "x") -> Tensor:
-    """A dense torch tensor of ``x``; the user's array is never written to.
+    """A dense torch tensor of ``x``; the user's array is never written to, and a tensor keeps its gradient.
 
     Accepts torch, NumPy, pandas, xarray and nested lists; any strides, byte order, boolean, integer or floating type;
     read-only arrays are copied.
@@ -31,7 +31,7 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
             raise DataError(f"{name}: found a sparse tensor, expected a dense one: use {name}.to_dense()")
         if x.is_complex():
             raise DataError(f"{name}: found entries of type {x.dtype}, expected numbers: convert with {name}.real")
-        return x.detach()
+        return x
     if hasattr(x, "tocsr"):  # scipy.sparse, which np.asarray would wrap into an object array
         raise DataError(f"{name}: found a sparse matrix, expected a dense array: use {name}.toarray()")
     if isinstance(x, np.ma.MaskedArray):
@@ -60,7 +60,7 @@ def as_batch(x: Any, *, name: str = "x") -> Tensor:
         >>> as_batch([[1, 2], [3, 4]]).shape
         torch.Size([2, 2])
     """
-    x = as_tensor(x, name=name)
+    x = as_tensor(x, name=name).detach()
     if not x.ndim or not x.numel():
         raise DataError(f"{name}: expected at least one datapoint, shape (n, ...), got shape {tuple(x.shape)}")
     require_finite(x, name=name)

@@ -104,6 +104,10 @@ class TrainConfig:
             raise ConfigError("patience needs held-out images: set validation above 0")
         if self.analytic_kl and self.objective != "elbo":
             raise ConfigError(f"analytic_kl belongs to objective='elbo', found objective={self.objective!r}")
+        if self.likelihood != "gaussian" and self.likelihood_scale != "decoder":
+            raise ConfigError(f"likelihood_scale belongs to likelihood='gaussian', found {self.likelihood!r}")
+        if self.likelihood != "bernoulli" and self.relaxed:
+            raise ConfigError(f"relaxed belongs to likelihood='bernoulli', found {self.likelihood!r}")
         if self.preset == "burda" and (self.likelihood != "bernoulli" or self.relaxed or self.hidden != (200, 200)):
             raise ConfigError("preset='burda' has a Bernoulli likelihood of binary pixels and layers of 200: use 'mlp'")
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .errors import DataError
 from .randomness import seeded
 
 Binarisation = Literal["static", "dynamic", "threshold", "none"]
-BINARISATIONS = ("static", "dynamic", "threshold", "none")
+BINARISATIONS = get_args(Binarisation)
 
 
 class Dataset(NamedTuple):
@@ -40,7 +40,7 @@ class Pixels:
         binarise: ``"dynamic"`` draws every pixel anew, with its grey level as probability, each time it is presented;
             ``"static"`` draws once, from ``seed``; ``"threshold"`` cuts at one half; ``"none"`` presents grey levels
             in [0, 1].
-        max_value: The largest grey level.
+        max_value: The largest grey level; by default 255 for uint8, and 1 for floating or boolean images.
         seed: For ``"static"``: the same seed gives the same binary images.
 
     Errors:
@@ -57,12 +57,18 @@ class Pixels:
                 [1., 1.]])
     """
 
-    def __init__(self, x: Any, binarise: Binarisation = "dynamic", *, max_value: float = 255, seed: int = 0) -> None:
+    def __init__(
+        self, x: Any, binarise: Binarisation = "dynamic", *, max_value: float | None = None, seed: int = 0
+    ) -> None:
         if binarise not in BINARISATIONS:
             raise DataError(f"binarise={binarise!r}: expected one of {', '.join(BINARISATIONS)}")
         x = as_batch(x)
         if x.ndim < 2:
             raise DataError(f"x: expected at least one image, shape (n, ...), got shape {tuple(x.shape)}")
+        if max_value is None:
+            max_value = {torch.uint8: 255, torch.bool: 1}.get(x.dtype, 1 if x.is_floating_point() else None)
+            if max_value is None:
+                raise DataError(f"x: found entries of type {x.dtype}: say which value is white, max_value=")
         if x.min() < 0 or x.max() > max_value:
             raise DataError(
                 f"x: expected grey levels in [0, {max_value:g}], found [{x.min():g}, {x.max():g}]: pass max_value=, "

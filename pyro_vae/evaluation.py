@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
 from .evidence import LogEvidence, elbo, importance
-from .randomness import seeded
 
 
 class Evaluation(NamedTuple):
@@ -105,15 +104,13 @@ def evaluate(
     """
     x = as_tensor(x)
     model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
-    with seeded(seed, "latents"):
-        latents = latent_summary(model, guide, x)
     return Evaluation(
         elbo=elbo(model, guide, x, num_particles=elbo_particles, seed=seed, progress=progress),
         iwae=importance(
             model, guide, x, num_particles=min(iwae_particles, num_particles), seed=seed, progress=progress
         ),
         log_evidence=importance(model, guide, x, num_particles=num_particles, seed=seed, progress=progress),
-        latents=latents,
+        latents=latent_summary(model, guide, x, seed=seed),
         num_dimensions=x[0].numel(),
     )
 

@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from .arrays import require_finite
 from .errors import ConfigError, DataError
+from .nn import bounded
 
 
 class Likelihood(nn.Module):
@@ -130,7 +131,7 @@ class Gaussian(Likelihood):
     def forward(self, params: Tensor) -> Distribution:
         ndim = len(self.data_shape)
         loc, log_scale = params.unbind(-1 - ndim) if self.from_decoder else (params, self.log_scale)
-        scale = log_scale.clamp(*self.log_bounds).exp()
+        scale = bounded(log_scale, *self.log_bounds).exp()
         return dist.Normal(loc, scale, validate_args=False).to_event(ndim)
 
     def output_bias(self, mean: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
     ``z`` holds the grid's values along one side, in increasing order; row-major images, the first row at the *top*
     being the largest second coordinate.
     """
-    x, z = _pictures(x), as_tensor(z).cpu().numpy()
+    x, z = _pictures(x), as_tensor(z).detach().cpu().numpy()
     side = len(z)
     if len(x) != side**2:
         raise ShapeError(f"expected {side} x {side} images for {side} values of z, got {len(x)}")
@@ -83,7 +83,7 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
 
 def latents(loc: Any, labels: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
     """Posterior means ``[n, 2]`` coloured by class, over circles that hold 50% and 95% of the prior N(0, I)."""
-    loc, labels = as_tensor(loc).cpu().numpy(), as_tensor(labels).cpu().numpy()
+    loc, labels = as_tensor(loc).detach().cpu().numpy(), as_tensor(labels).detach().cpu().numpy()
     if loc.ndim != 2 or loc.shape[1] != 2 or labels.shape != loc.shape[:1]:
         raise ShapeError(f"expected means (n, 2) and labels (n,), got {loc.shape} and {labels.shape}")
     ax = _axes(ax, width=5.6, height=4.8)
@@ -146,7 +146,7 @@ def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
 
 def _pictures(x: Any) -> np.ndarray:
     """Images as ``[n, height, width]``; flat ones are squared if they can be, one channel is dropped."""
-    x = as_tensor(x).cpu().numpy()
+    x = as_tensor(x).detach().cpu().numpy()
     if x.ndim == 4 and x.shape[1] == 1:
         x = x[:, 0]
     if x.ndim == 2 and (side := round(x.shape[1] ** 0.5)) ** 2 == x.shape[1]:

@@ -10,6 +10,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .nn import bounded
+
 
 class DiagonalNormal(nn.Module):
     r"""Diagonal Gaussian :math:`q(z \mid x) = \mathcal N(\mu(x), \mathrm{diag}\,\sigma(x)^2)` with a bounded scale.
@@ -39,7 +41,7 @@ class DiagonalNormal(nn.Module):
 
     def forward(self, params: Tensor) -> Distribution:
         loc, log_scale = params.unbind(-2)
-        scale = log_scale.clamp(*self.log_bounds).exp()
+        scale = bounded(log_scale, *self.log_bounds).exp()
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def hits(self, params: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def evaluate_run(
     config, vae = load_run(folder)
     _, _, x_test, _ = _split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
     found = evaluate(vae, x_test, num_particles=num_particles, seed=seed, progress=progress)
-    _write_json(Path(folder) / f"evaluation-{num_particles}.json", _record(config, found, seed))
+    _write_json(Path(folder) / f"evaluation-{num_particles}-seed-{seed}.json", _record(config, found, seed))
     return found, protocol(config, x_test)
 
 
@@ -128,7 +128,8 @@ def protocol(config: TrainConfig, x_test: Tensor) -> str:
         how = f"binarised once (seed {config.binarise_seed}; training: {config.binarise})"
     else:
         how = {"threshold": "binarised at 1/2", "none": "grey levels in [0, 1]"}[str(config.binarise)]
-    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if config.relaxed else config.likelihood.capitalize()
+    grey = config.relaxed and config.binarise == "none"
+    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if grey else config.likelihood.capitalize()
     if config.likelihood == "gaussian":
         what += f" ({config.likelihood_scale} scale; a density, which may exceed 1)"
     return f"{config.dataset} test set: {len(x_test)} images of {shape}, {how}; likelihood: {what}"
@@ -184,10 +185,13 @@ def _split(config: TrainConfig, source: data.Dataset) -> Split:
     once = "static" if config.binarise == "dynamic" else config.binarise
 
     def presented(x: Tensor, binarise: data.Binarisation, stream: int) -> data.Pixels:
-        return data.Pixels(x, binarise, max_value=source.max_value, seed=3 * config.binarise_seed + stream)
+        # The test set has the seed that the record names; the other images must not share its draws.
+        return data.Pixels(x, binarise, max_value=source.max_value, seed=config.binarise_seed + 1_000_000 * stream)
 
-    train = presented(source.x_train[:cut], config.binarise, 1)
-    held_out = presented(source.x_train[cut:], once, 2) if num_held_out else None
+    with seeded(config.binarise_seed, "held out"):  # files may be sorted, so not just their end
+        order = torch.randperm(len(source.x_train)) if num_held_out else torch.arange(cut)
+    train = presented(source.x_train[order[:cut]], config.binarise, 1)
+    held_out = presented(source.x_train[order[cut:]], once, 2) if num_held_out else None
     return train, held_out, presented(source.x_test, once, 0)[:], source.y_test
 
 

@@ -19,6 +19,7 @@ __all__ = [
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -88,7 +89,12 @@ def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 
 def guide_sites(trace: poutine.Trace) -> dict[str, Any]:
+    """The guide's latent sites, at least one; whatever else would have a density in q(z | x) is an error."""
     latent = latent_sites(trace)
+    if other := sorted(sample_sites(trace).keys() - latent.keys()):
+        raise PairError(
+            f"sites {other} of the guide are observed or factors, expected latent ones: move them to the model"
+        )
     if not latent:
         raise PairError("the guide has no latent site: sample each of the model's latent sites in the guide")
     return latent
@@ -96,6 +102,12 @@ def guide_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 def site_log_prob(site: Any, num_particles: int) -> Float[Tensor, "particles batch"]:
     """The site's log-density, masked but not scaled."""
+    extra = site["value"].ndim - site["fn"].event_dim - 1
+    if site["is_observed"] and not isinstance(site["fn"], dist.Unit) and extra > 0:
+        raise PairError(
+            f"observed site {site['name']!r} has values of shape {tuple(site['value'].shape)} under a distribution "
+            f"over events of {site['fn'].event_dim} dimensions: declare {extra} more with .to_event()"
+        )
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
     batch = next(frame.size for frame in site["cond_indep_stack"] if frame.dim == -1)

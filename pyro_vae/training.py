@@ -74,13 +74,13 @@ def fit(
         schedule: ``"constant"``, ``"cosine"`` or ``"burda"``, see :data:`SCHEDULES`.
         max_grad_norm: Clip the gradient of the mean loss to this norm.
         validation: Held-out data; their bound is in the history.
-        patience: Stop after this many epochs without a better validation bound. Whenever it is given, the weights of
-            the best epoch are the ones kept.
+        patience: Stop after this many epochs without a better validation bound. If it is given, the weights of the
+            best epoch are the ones kept, unless the training is interrupted.
         seed: Of the order of the data and of all draws.
         device: ``"auto"`` (CUDA if there is one), or a device's name. The pair's modules are moved there.
         progress: Show a progress bar; it is quiet where there is no terminal.
         checkpoint: A file that holds the state after every epoch. If it exists, training goes on from it; if it is
-            damaged, from the one before, with a warning.
+            damaged, from the one before, with a warning. A file of another training is refused.
 
     Returns:
         The history, with one row per epoch.
@@ -98,8 +98,12 @@ def fit(
         raise ConfigError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if patience is not None and held_out is None:
         raise ConfigError("patience needs validation data: pass validation=")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: expected at least 1")
+    for name, count in {"num_epochs": num_epochs, "batch_size": batch_size, "patience": patience}.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"{name}={count}: expected at least 1")
+    for name, size in {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}.items():
+        if size is not None and not 0 < size < math.inf:
+            raise ConfigError(f"{name}={size}: expected a positive number")
     if batch_size > len(data):
         warnings.warn(f"batch_size={batch_size} clipped to the {len(data)} datapoints there are", stacklevel=2)
         batch_size = len(data)
@@ -108,8 +112,18 @@ def fit(
     module = (objective or ELBO())(model, guide).to(place).train()
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
     state = TrainingState(module, optimiser)
+    identity = {
+        "seed": seed,
+        "num_datapoints": len(data),
+        "batch_size": batch_size,
+        "num_epochs": num_epochs,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "objective": type(module.objective).__name__,
+        "num_particles": module.objective.num_particles,
+    }
     if checkpoint is not None:
-        state.resume(Path(checkpoint))
+        state.resume(Path(checkpoint), identity)
 
     steps_per_epoch = math.ceil(len(data) / batch_size)
     total = num_epochs * steps_per_epoch
@@ -122,7 +136,8 @@ def fit(
                 while state.offset < len(data) and not interrupted():
                     index = order[state.offset : state.offset + batch_size]
                     rate = learning_rate * SCHEDULES[schedule](state.step / total)
-                    bound = _step(module, optimiser, data[index].to(place), rate, max_grad_norm, state.step + 1)
+                    batch = _batch(module, data, index, place)
+                    bound = _step(module, optimiser, batch, rate, max_grad_norm, state.step + 1)
                     state.advance(bound, len(index))
                     bar.update()
                 if state.offset < len(data):
@@ -132,9 +147,9 @@ def fit(
             state.finish_epoch(optimiser.param_groups[0]["lr"], found, keep_best=patience is not None)
             bar.set_postfix_str(_postfix(state.epochs[-1], num_epochs))
             if checkpoint is not None:
-                state.save(Path(checkpoint))
+                state.save(Path(checkpoint), identity)
         if interrupted() and checkpoint is not None:
-            state.save(Path(checkpoint))
+            state.save(Path(checkpoint), identity)
         stopped = interrupted()
     if patience is not None and not stopped:
         state.restore_best()
@@ -149,15 +164,20 @@ def _step(
     max_grad_norm: float | None,
     step: int,
 ) -> float:
-    """One step up the mean bound; its sum over the batch. The weights stay as they are if anything is not finite."""
+    """One step up the mean bound; that mean times the batch size. The weights stay if anything is not finite."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.zero_grad()
-    bound = module.bound(batch)
-    (-bound.mean()).backward()
+    try:
+        bound, scale = module.bound_and_scale(batch)
+    except ValueError as error:  # how torch says that a distribution was given nan, with the whole tensor behind it
+        if "to satisfy the constraint" not in str(error):
+            raise
+        raise NonFiniteLossError(step, f"a distribution's parameter ({str(error).split(' of shape')[0]})") from error
+    (-(scale * bound).sum() / len(batch)).backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    total, size = torch.stack([bound.detach().sum(), norm.to(bound)]).tolist()  # one wait for the device
+    total, size = torch.stack([bound.detach().mean() * len(batch), norm.to(bound)]).tolist()  # one wait for the device
     if not (math.isfinite(total) and math.isfinite(size)):
         raise NonFiniteLossError(step, _culprit(module, batch))
     if max_grad_norm is not None:
@@ -184,8 +204,15 @@ def _mean_bound(module: ObjectiveModule, data: Any, batch_size: int, seed: int, 
     """The mean bound over all of the data, with the same draws every time it is asked for."""
     with seeded(seed, "validation"), evaluating(module):
         index = torch.arange(len(data))
-        bounds = [module.bound(data[part].to(device)) for part in index.split(batch_size)]
+        bounds = [module.bound_and_scale(_batch(module, data, part, device))[0] for part in index.split(batch_size)]
     return torch.cat(bounds).double().mean().item()
+
+
+def _batch(module: ObjectiveModule, data: Any, index: Tensor, device: torch.device) -> Tensor:
+    """The datapoints where the module is and, if they are floating, of its type."""
+    batch = data[index]
+    like = next(module.parameters())
+    return batch.to(device=device, dtype=like.dtype if batch.is_floating_point() else None)
 
 
 def _presented(x: Any, name: str = "x") -> Any:

@@ -100,28 +100,33 @@ class TrainingState:
         """Remember torch's generators in the middle of an epoch."""
         self._generators = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_initialized():
-            self._generators["cuda"] = torch.cuda.get_rng_state()
+            self._generators |= {f"cuda:{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
 
     def restore_generators(self) -> None:
         """Put the generators where :meth:`keep_generators` found them, once."""
         if "cpu" in self._generators:
             torch.set_rng_state(self._generators["cpu"])
-        if "cuda" in self._generators and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(self._generators["cuda"])
+        for name, state in self._generators.items():
+            if name != "cpu":
+                torch.cuda.set_rng_state(state, name)
         self._generators = {}
 
-    def save(self, path: Path) -> None:
-        """Write everything to ``path``; what was there before stays beside it as the previous one."""
+    def save(self, path: Path, identity: dict[str, Any]) -> None:
+        """Write everything to ``path``; what was there before stays beside it as the previous one.
+
+        ``identity`` says which training this is: :meth:`resume` refuses to go on with another one.
+        """
         self._tick()
         tensors = _flat(self.module.state_dict(), "module") | _flat(self._best, "best")
         tensors |= _flat(self._generators, "generator")
         for index, entry in self.optimiser.state_dict()["state"].items():
             tensors |= _flat(entry, f"optimiser.{index}")
         counters = {name: getattr(self, name) for name in _COUNTERS}
-        write(path, tensors, {"training": counters}, previous=_previous(path) if self._last_is_good else None)
+        metadata = {"training": counters, "identity": identity}
+        write(path, tensors, metadata, previous=_previous(path) if self._last_is_good else None)
         self._last_is_good = True
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, identity: dict[str, Any]) -> None:
         """Go on from ``path`` if it exists; from the previous file, with a warning, if it is damaged."""
         candidates = [file for file in (path, _previous(path)) if file.exists()]
         for number, file in enumerate(candidates, 1):
@@ -133,12 +138,19 @@ class TrainingState:
                 self._last_is_good = False  # so it is written over, and does not take the previous one's place
                 warnings.warn(f"{error}; going on from {candidates[number]}", stacklevel=3)
             else:
-                self._restore(tensors, metadata, file)
+                self._restore(tensors, metadata, identity, file)
                 return
 
-    def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
+    def _restore(
+        self, tensors: dict[str, Tensor], metadata: dict[str, Any], identity: dict[str, Any], path: Path
+    ) -> None:
         if "training" not in metadata:
             raise CheckpointError(path, "holds a model but no training state: name another file for checkpoint=")
+        for name, value in identity.items():
+            if (there := metadata["identity"].get(name)) != value:
+                raise CheckpointError(
+                    path, f"is of another training ({name}={there} there, {value} here): name another"
+                )
         restore(self.module, _part(tensors, "module"), path)
         for name, value in metadata["training"].items():
             setattr(self, name, value)

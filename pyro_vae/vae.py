@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from .arrays import as_tensor
 from .errors import DataError, ShapeError, StaleParamStoreError
 from .likelihoods import Likelihood
+from .modules import evaluating
 from .posteriors import DiagonalNormal
 from .priors import StandardNormal
 
@@ -108,18 +109,21 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, num: int) -> Tensor:
         """Ancestral samples ``[num, *data_shape]``: z from the prior, x from p(x | z)."""
-        return self.decode(self.prior().sample(torch.Size([num]))).sample()
+        with evaluating(self):
+            return self.decode(self.prior().sample(torch.Size([num]))).sample()
 
     @torch.no_grad()
     def reconstruct(self, x: Any) -> Tensor:
         """The mean image E[x | z] at the posterior mean z = E[z | x], of the shape of ``x``."""
-        return self.decode(self.encode(x).mean).mean
+        with evaluating(self):
+            return self.decode(self.encode(x).mean).mean
 
     @torch.no_grad()
     def clamped_scales(self, x: Any) -> int:
         """How many scales of q(z | x) are held by the posterior's bounds; anything above 0 deserves a look."""
-        x = self._checked(x)
-        return int(self.posterior.hits(self.encoder(x).reshape(len(x), *self.posterior.param_shape)))
+        x = self._checked(x, batch=True)
+        with evaluating(self):
+            return int(self.posterior.hits(self.encoder(x).reshape(len(x), *self.posterior.param_shape)))
 
     def _posterior(self, x: Tensor) -> Distribution:
         lead = x.shape[: x.ndim - len(self.data_shape)]

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import pyro_vae as pv
-from pyro_vae.arrays import as_tensor, require_finite
+from pyro_vae.arrays import as_batch, as_tensor, require_finite
 from pyro_vae.errors import DataError
 
 BINARY = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0]])
@@ -85,7 +85,6 @@ def untouched(request):
 def test_every_kind_becomes_a_tensor_with_the_same_numbers(untouched):
     found = as_tensor(untouched)
     assert type(found) is torch.Tensor
-    assert not found.requires_grad
     assert found.double().tolist() == [[float(value) for value in row] for row in numbers(untouched)]
 
 
@@ -202,3 +201,9 @@ def test_require_finite_counts_and_names_the_first():
     x[3, 0] = float("-inf")
     with pytest.raises(DataError, match=r"pixels: found 2 non-finite .* \(2, 1\)"):
         require_finite(x, name="pixels")
+
+
+def test_a_tensor_keeps_its_gradient_until_it_is_data():
+    x = torch.ones(2, 3, requires_grad=True)
+    assert as_tensor(x).requires_grad
+    assert not as_batch(x).requires_grad

@@ -141,7 +141,7 @@ def test_dynamic_pixels_are_drawn_anew_at_each_presentation():
 
 def test_threshold_cuts_at_one_half():
     images = torch.arange(256).reshape(1, 256)
-    assert torch.equal(Pixels(images, "threshold")[:], (images >= 127.5).float())
+    assert torch.equal(Pixels(images, "threshold", max_value=255)[:], (images >= 127.5).float())
 
 
 @pytest.mark.parametrize("max_value", [255, 16, 1])
@@ -150,6 +150,14 @@ def test_unbinarised_pixels_are_grey_levels_in_0_1(max_value):
     x = Pixels(images.clone(), "none", max_value=max_value)[:]
     torch.testing.assert_close(x, images / max_value)
     assert (x.min(), x.max()) == (0, 1)
+
+
+def test_the_white_of_floats_is_one_and_of_bytes_255():
+    # Divided by 255, greys in [0, 1] would be almost blank images, and nothing would say so.
+    grey = torch.tensor([[0.0, 0.5, 1.0]])
+    assert torch.equal(Pixels(grey, "none")[:], grey)
+    assert torch.equal(Pixels(grey > 0.7, "none")[:], torch.tensor([[0.0, 0.0, 1.0]]))
+    assert torch.equal(Pixels((grey * 255).byte(), "none")[:], torch.tensor([[0.0, 127 / 255, 1.0]]))
 
 
 @pytest.mark.parametrize("mode", BINARISATIONS)
@@ -172,7 +180,7 @@ def test_pixels_are_kept_as_bytes_and_presented_as_floats(mode):
 def test_presenting_pixels_does_not_write_into_the_users_images(mode, dtype, index):
     images = torch.tensor([[0, 255], [128, 3], [90, 200]]).to(dtype)
     before = images.clone()
-    pixels = Pixels(images, mode)
+    pixels = Pixels(images, mode, max_value=255)
     shown = pixels[index]
     assert torch.equal(images, before)
     shown += 5  # what the caller does with a batch is no business of the data either
@@ -185,8 +193,10 @@ def test_presenting_pixels_does_not_write_into_the_users_images(mode, dtype, ind
         (torch.zeros(0, 4), {}, ("at least one datapoint", "(0, 4)")),
         (torch.zeros(4), {}, ("(n, ...)", "(4,)")),
         (torch.tensor([[0.0, float("nan")]]), {}, ("1 non-finite", "(0, 1)")),
-        (torch.tensor([[0.0, 256.0]]), {}, ("[0, 255]", "[0, 256]", "max_value")),
-        (torch.tensor([[-1.0, 1.0]]), {}, ("[0, 255]", "[-1, 1]", "shift and scale")),
+        (torch.tensor([[0.0, 256.0]]), {"max_value": 255}, ("[0, 255]", "[0, 256]", "max_value")),
+        (torch.tensor([[0.0, 255.0]]), {}, ("[0, 1]", "[0, 255]", "max_value")),
+        (torch.tensor([[-1.0, 1.0]]), {}, ("[0, 1]", "[-1, 1]", "shift and scale")),
+        (torch.tensor([[0, 255]]), {}, ("int64", "max_value")),
         (torch.tensor([[0, 17]], dtype=torch.uint8), {"max_value": 16}, ("[0, 16]", "[0, 17]")),
     ],
 )

@@ -335,7 +335,7 @@ def test_dynamic_pixels_are_drawn_from_the_seed_alone():
     for caller, seed in ((1, 3), (2, 3), (1, 4)):
         vae = small_vae()
         torch.manual_seed(caller)
-        pv.fit(vae, Pixels(torch.full((NUM, SIZE), 100), "dynamic"), **{**RUN, "seed": seed})
+        pv.fit(vae, Pixels(torch.full((NUM, SIZE), 100), "dynamic", max_value=255), **{**RUN, "seed": seed})
         found.append(weights(vae))
     assert_same_weights(found[0], found[1])
     assert not torch.equal(found[0]["decoder.layers.2.bias"], found[2]["decoder.layers.2.bias"])
@@ -417,7 +417,7 @@ def test_an_error_from_inside_a_pyro_program_stays_one_line(x):
 @pytest.fixture(scope="module", params=["tensor", "pixels"])
 def run_data(request, x):
     """Data whose order alone is random, and data that are drawn anew in every step."""
-    return x if request.param == "tensor" else Pixels(40 + 150 * x, "dynamic")
+    return x if request.param == "tensor" else Pixels(40 + 150 * x, "dynamic", max_value=255)
 
 
 @pytest.fixture(scope="module")

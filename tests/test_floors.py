@@ -11,10 +11,11 @@ import pyro_vae
 FLOORS = """
 errors
 arrays files randomness weights
-data likelihoods nn posteriors priors
+nn
+modules
+data likelihoods posteriors priors
 problems vae
 presets
-modules
 traces
 particles
 diagnostics.latents evidence.base objectives.base

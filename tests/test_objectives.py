@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 
 import pyro
 import pyro.distributions as dist
@@ -258,8 +259,9 @@ def test_the_module_owns_every_parameter_once_and_nothing_else(objective, build)
 def test_the_module_gives_the_bound_per_datapoint(objective):
     model, guide, _, x = hand_written()
     module = objective(model, guide)
-    bound = seeded(module.bound, x)
+    bound, scale = seeded(module.bound_and_scale, x)
     assert bound.shape == (len(x),)
+    assert scale == 1
     assert seeded(module, x).item() == pytest.approx(-bound.sum().item(), rel=1e-6)
 
 
@@ -295,23 +297,81 @@ def test_a_module_that_is_its_own_program_is_owned():
     loss(x).backward()
 
 
-def test_parameters_that_would_silently_not_train_are_an_error():
-    # The decoder is behind a helper, out of sight; the encoder is in plain view, so the module would not be empty.
-    _, guide, modules, x = hand_written()
-    helper = {"decoder": modules[1]}
+def hidden_in_a_dictionary(model, decode, decoder):
+    nets = {"decoder": decoder}
+    nets["again"] = nets
+    return lambda x: model(x, nets["decoder"])
 
-    def hidden(x):
-        pyro.module("decoder", helper["decoder"])
+
+def hidden_in_a_function(model, decode, decoder):
+    return lambda x: model(x, decode)
+
+
+def hidden_in_an_object(model, decode, decoder):
+    class Program:
+        def __init__(self):
+            self.net = decoder
+
+        def __call__(self, x):
+            return model(x, self.net)
+
+    return Program()
+
+
+def hidden_in_slots(model, decode, decoder):
+    class Program:
+        __slots__ = ("net",)
+
+        def __init__(self):
+            self.net = decoder
+
+        def run(self, x):
+            return model(x, self.net)
+
+    return Program().run
+
+
+def hidden_in_a_namespace_but_registered(model, decode, decoder):
+    nets = types.SimpleNamespace(decoder=decoder)
+
+    def registered(x):
+        pyro.module("decoder", nets.decoder)
+        return model(x, nets.decoder)
+
+    return registered
+
+
+HIDING_PLACES = [
+    hidden_in_a_dictionary,
+    hidden_in_a_function,
+    hidden_in_an_object,
+    hidden_in_slots,
+    hidden_in_a_namespace_but_registered,
+]
+
+
+@pytest.mark.parametrize("hide", HIDING_PLACES)
+def test_a_decoder_out_of_sight_is_found_or_refused_but_never_left_behind(hide):
+    # The encoder is in plain view, so the module would not be empty; it would train half of the pair.
+    _, guide, modules, x = hand_written()
+    decoder = modules[1]
+
+    def decode(z):
+        return decoder(z)
+
+    def model(x, net):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", standard_normal(2))
-            pyro.sample("x", dist.Bernoulli(logits=helper["decoder"](z)).to_event(1), obs=x)
+            pyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(1), obs=x)
 
+    program = hide(model, decode, decoder)
+    pv.evidence.elbo(program, guide, x, num_particles=2)  # which needs no parameters, but the modes of the modules
     try:
-        loss = ELBO()(hidden, guide)
+        loss = ELBO()(program, guide)
         loss(x)
     except PairError:
         return
-    assert len(list(loss.parameters())) == len(list(modules.parameters()))
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in modules.parameters()}
 
 
 def test_a_pair_without_modules_is_refused():

@@ -253,7 +253,7 @@ def test_evaluate_again_finds_the_same_and_notes_it(copy):
     answer = succeed("evaluate", copy, "--num-particles", "10", "--json")
     result = json.loads(answer.out)
     assert result["estimates"] == json.loads((copy / "evaluation.json").read_text())["estimates"]
-    assert json.loads((copy / "evaluation-10.json").read_text())["estimates"] == result["estimates"]
+    assert json.loads((copy / "evaluation-10-seed-0.json").read_text())["estimates"] == result["estimates"]
     assert "log p(x)" in succeed("evaluate", copy, "--num-particles", "60").out
 
 

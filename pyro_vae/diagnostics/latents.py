@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from ..arrays import as_batch
-from ..modules import evaluating, unregistered
+from ..modules import evaluating, suited, unregistered
+from ..randomness import seeded
 from ..traces import Program, guide_sites, latent_sites, replay, trace
 from ..weights import Moments
 
@@ -39,7 +40,7 @@ class LatentSummary(NamedTuple):
 
 
 @torch.no_grad()
-def latent_summary(model: Program, guide: Program, x: Any) -> dict[str, LatentSummary]:
+def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> dict[str, LatentSummary]:
     r"""Activity and KL divergence of every latent dimension, per latent site of any Pyro pair.
 
     A unit whose posterior mean does not vary with x, and whose KL divergence is zero, has *collapsed*: the decoder
@@ -48,6 +49,7 @@ def latent_summary(model: Program, guide: Program, x: Any) -> dict[str, LatentSu
     Arguments:
         model, guide: Any Pyro pair with one data plate and local latents.
         x: Data ``[n, ...]``, any array type; n of at least 2.
+        seed: Of the draws that sites depend on; torch's own generator is left as it is.
 
     Errors:
         DataError: for empty or non-finite data.
@@ -61,8 +63,8 @@ def latent_summary(model: Program, guide: Program, x: Any) -> dict[str, LatentSu
         >>> latent_summary(problem.model, problem.guide(mean_field=True), problem.sample(1000, seed=0))["z"].active
         tensor([ True, False])
     """
-    x = as_batch(x)
-    with torch.random.fork_rng(devices=[]), evaluating(model, guide), unregistered():
+    x = suited(as_batch(x), model, guide)
+    with seeded(seed, "latents"), evaluating(model, guide), unregistered():
         parts = [_moments(model, guide, batch) for batch in x.split(_ROWS)]
     summary = {}
     for name in parts[0]:
@@ -79,14 +81,24 @@ def _moments(model: Program, guide: Program, x: Tensor) -> dict[str, tuple[Momen
     p = latent_sites(replay(model, guide_trace, (x,), {}))
     found = {}
     for name, site in guide_sites(guide_trace).items():
-        mean = site["fn"].mean.reshape(len(x), -1)
-        found[name] = (Moments.of(mean), Moments.of(_kl_by_dimension(site["fn"], p[name]["fn"], mean)))
+        values = site["value"].reshape(len(x), -1)
+        found[name] = (Moments.of(_mean(site["fn"], values)), Moments.of(_kl(site["fn"], p[name]["fn"], values)))
     return found
 
 
-def _kl_by_dimension(q: Any, p: Any, like: Tensor) -> Tensor:
+def _mean(q: Any, values: Tensor) -> Tensor:
+    """E_q[z], nan for a distribution that does not know its mean (a flow)."""
     try:
-        kl = kl_divergence(getattr(q, "base_dist", q), getattr(p, "base_dist", p))
-        return kl.reshape(len(like), -1).expand_as(like)
-    except (NotImplementedError, RuntimeError):
-        return torch.full_like(like, torch.nan)
+        return q.mean.reshape(values.shape)
+    except NotImplementedError:
+        return torch.full_like(values, torch.nan)
+
+
+def _kl(q: Any, p: Any, values: Tensor) -> Tensor:
+    """KL(q || p) of each dimension, nan where there is no closed form or the dimensions are not independent."""
+    q, p = (part.base_dist if isinstance(part, Independent) else part for part in (q, p))
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        return torch.full_like(values, torch.nan)
+    return kl.reshape(values.shape) if kl.numel() == values.numel() else torch.full_like(values, torch.nan)

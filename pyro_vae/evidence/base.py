@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..arrays import as_batch
 from ..errors import ConfigError
-from ..modules import evaluating, unregistered
+from ..modules import evaluating, suited, unregistered
 from ..particles import particle_chunks
 from ..randomness import seeded
 from ..traces import Program
@@ -75,7 +75,7 @@ def summarise(
     """
     if num_particles < 2:
         raise ConfigError(f"num_particles={num_particles}: expected at least 2, since one draw has no error bar")
-    x = as_batch(x)
+    x = suited(as_batch(x), model, guide)
     pair = (unregistered()(model), unregistered()(guide))
     found: dict[int, Any] = {}
     with (

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..errors import ConfigError, PairError
-from ..modules import modules_behind, unregistered
+from ..modules import leaves, modules_behind, unregistered
 from ..particles import Sites, draw_sites
 from ..traces import Program, replay, trace
 
@@ -121,18 +121,39 @@ class ObjectiveModule(nn.Module):
     def __init__(self, objective: Objective, model: Program, guide: Program) -> None:
         super().__init__()
         self.objective = objective
-        self.owned = nn.ModuleList(dict.fromkeys([*modules_behind(model), *modules_behind(guide)]))
+        self.owned = nn.ModuleList(modules_behind(model, guide))
         if not any(True for _ in self.owned.parameters()):
             raise PairError(
                 "found no parameters behind this model and guide: pass methods of an nn.Module, or functions that use "
                 "one; train a pair that only calls pyro.param with pyro.infer.SVI"
             )
         # In a tuple, so that a model that is a module itself is not registered a second time.
-        self.pair = (unregistered(self.owned)(model), unregistered(self.owned)(guide))
+        self.pair = (unregistered()(model), unregistered()(guide))
+        self._all_owned = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.objective.differentiable_loss(*self.pair, *args, **kwargs)
+        bound, scale = self.bound_and_scale(*args, **kwargs)
+        return -(scale * bound).sum()
 
     def bound(self, *args: Any, **kwargs: Any) -> Float[Tensor, " batch"]:
         """The bound per datapoint, unscaled, in nats, with its gradient attached."""
-        return self.objective.bound_and_scale(*self.pair, *args, **kwargs)[0]
+        return self.bound_and_scale(*args, **kwargs)[0]
+
+    def bound_and_scale(self, *args: Any, **kwargs: Any) -> tuple[Float[Tensor, " batch"], Any]:
+        """As :meth:`Objective.bound_and_scale`, of this pair."""
+        bound, scale = self.objective.bound_and_scale(*self.pair, *args, **kwargs)
+        if torch.is_grad_enabled() and not self._all_owned:
+            self._require_all_owned(bound, *args, *kwargs.values())
+        return bound, scale
+
+    def _require_all_owned(self, bound: Tensor, *inputs: Any) -> None:
+        """Once, at the first step: what the bound depends on and this module does not own would not be trained."""
+        owned = set(self.parameters())
+        for leaf in leaves(bound, *inputs):
+            if leaf not in owned:
+                raise PairError(
+                    f"the pair uses a parameter of shape {tuple(leaf.shape)} that was not found behind its functions "
+                    "and would not be trained: make model and guide methods of an nn.Module that owns all parameters, "
+                    "or train with pyro.infer.SVI"
+                )
+        self._all_owned = True

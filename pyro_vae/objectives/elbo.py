@@ -28,7 +28,7 @@ class ELBO(Objective):
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
 
     Arguments:
-        num_particles: The number of particles K (the seed's L samples).
+        num_particles: The number of particles K (L in the paper).
         gradient: ``"total"``.
         analytic_kl: Use the closed form of the KL divergence at each latent site.
 
