@@ -69,6 +69,8 @@ def modules_behind(*programs: Any) -> list[nn.Module]:
             # Helper functions of the same file are followed, libraries are not.
             waiting += [part for part in near if getattr(part, "__module__", value.__module__) == value.__module__]
             waiting += [part for part in near if isinstance(part, nn.Module)]
+        elif callable(value) and not isinstance(value, type):
+            waiting += getattr(value, "__dict__", {}).values()
         elif isinstance(value, dict):
             waiting += value.values()
         elif isinstance(value, (list, tuple)):

@@ -5,7 +5,16 @@ Nothing above this file looks at a Pyro trace, and nothing below it knows what a
 
 from __future__ import annotations
 
-__all__ = ["Particles", "Sites", "draw_particles", "draw_sites", "particle_chunks", "total"]
+__all__ = [
+    "Particles",
+    "Sites",
+    "Vectorized",
+    "draw_particles",
+    "draw_sites",
+    "particle_chunks",
+    "total",
+    "vectorizes",
+]
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +25,12 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.poutine.messenger import unwrap
 from torch import Tensor
 
 from .errors import ConfigError, PairError, ShapeError
-from .modules import unregistered
+from .modules import evaluating, unregistered
+from .randomness import seeded
 from .traces import (
     PARTICLES,
     Program,
@@ -98,7 +109,8 @@ def draw_particles(
         torch.Size([3, 4])
     """
     with unregistered():
-        sites = draw_sites(model, guide, (x, *args), kwargs, num_particles=num_particles)
+        together = vectorizes(model, guide, (x, *args), kwargs)
+        sites = draw_sites(model, guide, (x, *args), kwargs, num_particles=num_particles, vectorized=together)
     return Particles(sites.log_w, sites.log_p, total(sites.log_q), sites.z)
 
 
@@ -109,27 +121,74 @@ def draw_sites(
     kwargs: dict[str, Any],
     *,
     num_particles: int,
+    vectorized: Vectorized,
     analytic_kl: bool = False,
 ) -> Sites:
-    """One run of the pair, term by term; see :func:`draw_particles`. ``analytic_kl`` fills ``kl`` with exact terms."""
+    """One run of the pair, term by term; see :func:`draw_particles`.
+
+    ``vectorized`` is what :func:`vectorizes` said of the pair; ``analytic_kl`` fills ``kl`` with exact terms.
+    """
     if num_particles < 1:
         raise ConfigError(f"num_particles={num_particles}: expected at least 1")
-    try:
-        with _particle_plate(num_particles):
-            guide_trace = trace(guide, args, kwargs)
-    except _SHAPE_ERRORS:
-        if num_particles == 1:
-            raise
+    if num_particles > 1 and not vectorized.guide:
         same_guide = same_rows(guide, trace(guide, args, kwargs))
-        one = partial(draw_sites, model, same_guide, args, kwargs, num_particles=1, analytic_kl=analytic_kl)
-        return _stack([one() for _ in range(num_particles)])
-    if any(site["fn"].batch_shape == (num_particles, num_particles) for site in guide_sites(guide_trace).values()):
-        # As many particles as datapoints: a forgotten .to_event() could pass for the particle dimension.
-        with torch.no_grad():
-            alone = guide_sites(trace(guide, args, kwargs))
-        for site in alone.values():
-            site_log_prob(site, 1)
-    return _weigh(model, guide_trace, args, kwargs, num_particles, analytic_kl)
+        one = partial(draw_sites, num_particles=1, vectorized=vectorized, analytic_kl=analytic_kl)
+        return _stack([one(model, same_guide, args, kwargs) for _ in range(num_particles)])
+    with _particle_plate(num_particles):
+        guide_trace = trace(guide, args, kwargs)
+    return _weigh(model, guide_trace, args, kwargs, num_particles, vectorized, analytic_kl)
+
+
+class Vectorized(NamedTuple):
+    """Which of a pair's two functions take a leading particle dimension."""
+
+    model: bool
+    guide: bool
+
+
+def vectorizes(
+    model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, drawn: poutine.Trace | None = None
+) -> Vectorized:
+    """Find out by running both functions with two particles, and with the first one alone: same densities or not.
+
+    Catching errors alone would not do: a softmax over dimension 1 or a batch normalisation takes a tensor of three
+    dimensions without a word and computes something else. Networks are asked in evaluation mode; no gradient, no
+    generator and no parameter is touched. A guide of one site that was ``drawn`` from already need not run again, and
+    an owner of both functions that says ``takes_particles = True``, as a VAE does, is not asked at all.
+    """
+    if all(getattr(getattr(unwrap(part), "__self__", None), "takes_particles", False) for part in (model, guide)):
+        return Vectorized(model=True, guide=True)
+    with torch.no_grad(), evaluating(model, guide), seeded("vectorizes"):
+        once = drawn is not None
+        drawn = trace(guide, args, kwargs) if drawn is None else drawn
+        latent = guide_sites(drawn)
+        for site in latent.values():
+            site_log_prob(site, 1)  # a forgotten .to_event() must not pass for the particle dimension below
+        if len(latent) == 1:
+            two = _redraw(drawn, 2)
+            if once:
+                return Vectorized(model=_same_densities(model, two, args, kwargs), guide=True)
+        else:
+            try:
+                with _particle_plate(2):
+                    two = trace(same_rows(guide, drawn), args, kwargs)
+            except _SHAPE_ERRORS:
+                return Vectorized(model=_same_densities(model, drawn, args, kwargs), guide=False)
+        return Vectorized(*(_same_densities(program, two, args, kwargs) for program in (model, guide)))
+
+
+def _same_densities(program: Program, two: poutine.Trace, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether the program gives the first of two particles the densities that it gives this one alone."""
+    try:
+        with _particle_plate(2):
+            both = sample_sites(replay(program, two, args, kwargs))
+        alone = sample_sites(replay(program, _particle(two, 0), args, kwargs))
+        return all(
+            torch.allclose(site_log_prob(both[name], 2)[0], site_log_prob(site, 1)[0], 1e-4, 1e-3, equal_nan=True)
+            for name, site in alone.items()
+        )
+    except _SHAPE_ERRORS:
+        return False
 
 
 def particle_chunks(
@@ -142,6 +201,7 @@ def particle_chunks(
     """
     fits = max(1, max_bytes // _row_bytes(x))
     rows = min(_MAX_ROWS, fits)
+    known: dict[int, Vectorized] = {}
     start = 0
     while start < len(x):
         span = slice(start, min(start + rows, len(x)))
@@ -156,19 +216,22 @@ def particle_chunks(
         if len(latent) > 1 and rows > (fewer := max(1, fits // num_particles)):
             rows = fewer  # all particles at once for fewer datapoints, so that the encoder is not run again and again
             continue
+        if len(batch) not in known:
+            known[len(batch)] = vectorizes(model, guide, (batch,), {}, drawn=guide_trace)
+        vectorized = known[len(batch)]
         most = max(1, fits // len(batch))
         for done in range(0, num_particles, most):
             block = min(most, num_particles - done)
             if len(latent) == 1:
-                sites = _weigh(model, _redraw(guide_trace, block), (batch,), {}, block, False)
+                sites = _weigh(model, _redraw(guide_trace, block), (batch,), {}, block, vectorized, False)
             else:
-                sites = draw_sites(model, guide, (batch,), {}, num_particles=block)
+                sites = draw_sites(model, guide, (batch,), {}, num_particles=block, vectorized=vectorized)
             yield span, sites.log_w
         start = span.stop
 
 
 # What a network that cannot take a leading particle dimension raises. A program that is at fault in another way raises
-# again in the loop, where nothing is caught.
+# again when it is run one particle at a time, where nothing is caught.
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, PairError)
 _MAX_ROWS = 256
 
@@ -179,20 +242,23 @@ def _particle_plate(num_particles: int) -> AbstractContextManager[Any]:
 
 
 def _weigh(
-    model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict, num_particles: int, analytic_kl: bool
+    model: Program,
+    guide_trace: poutine.Trace,
+    args: tuple,
+    kwargs: dict,
+    num_particles: int,
+    vectorized: Vectorized,
+    analytic_kl: bool,
 ) -> Sites:
     """Run the model at the guide's draws: all particles at once or, if its networks cannot, one by one."""
     q = guide_sites(guide_trace)
-    try:
+    if num_particles == 1 or vectorized.model:
         with _particle_plate(num_particles):
             model_trace = replay(model, guide_trace, args, kwargs)
-    except _SHAPE_ERRORS as error:
-        if num_particles == 1 or isinstance(error, torch.OutOfMemoryError):
-            raise
+        terms = [_model_terms(q, model_trace, num_particles, analytic_kl)]
+    else:
         traces = (replay(model, _particle(guide_trace, k), args, kwargs) for k in range(num_particles))
         terms = [_model_terms(q, trace, 1, analytic_kl, particle=k) for k, trace in enumerate(traces)]
-    else:
-        terms = [_model_terms(q, model_trace, num_particles, analytic_kl)]
     prior, likelihood, kl, scale = zip(*terms, strict=True)
     return Sites(
         log_prior=_cat(prior),

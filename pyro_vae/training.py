@@ -22,7 +22,7 @@ from .errors import ConfigError, DataError, NonFiniteLossError
 from .modules import evaluating
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
-from .particles import draw_sites
+from .particles import Vectorized, draw_sites
 from .randomness import seeded
 from .training_state import Epoch, History, TrainingState
 
@@ -189,7 +189,7 @@ def _step(
 def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
     """What is not finite: a site's log-density, or a parameter's gradient."""
     with torch.no_grad():
-        sites = draw_sites(*module.pair, (batch,), {}, num_particles=1)
+        sites = draw_sites(*module.pair, (batch,), {}, num_particles=1, vectorized=Vectorized(model=True, guide=True))
     for name, log_prob in {**sites.log_q, **sites.log_prior, **sites.log_likelihood}.items():
         if not torch.isfinite(log_prob).all():
             return f"the log-density of site {name!r}"

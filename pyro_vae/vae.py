@@ -47,6 +47,8 @@ class VAE(nn.Module):
         (torch.Size([5, 2]), torch.Size([3, 8, 8]))
     """
 
+    takes_particles = True  # every network is called with one batch dimension, whatever the leading ones are
+
     def __init__(
         self,
         *,

@@ -674,3 +674,111 @@ def test_analytic_kl_of_a_model_that_observes_nothing_is_minus_the_kl():
     guide, x = bad_pair(None)[1], torch.zeros(4, 3)
     assert ELBO().loss(model, guide, x) == pytest.approx(0, abs=1e-5)
     assert ELBO(analytic_kl=True).loss(model, guide, x) == pytest.approx(0, abs=1e-5)
+
+
+# --- What shapes alone do not tell
+
+
+class AcrossTheBatch(nn.Module):
+    """A pair whose decoder takes three dimensions without a word, and then computes something else."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.decoder = nn.Sequential(nn.Linear(2, 16), layer, nn.Linear(16, 4))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_normal(2))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(dim=1), nn.BatchNorm1d(16)], ids=["softmax", "batch norm"])
+def test_a_network_that_reads_particles_as_something_else_is_run_one_by_one(layer):
+    pair, x = AcrossTheBatch(layer).eval(), torch.ones(16, 4)
+    if isinstance(layer, nn.BatchNorm1d):
+        layer.running_mean.copy_(torch.randn(16))
+    found = pv.draw_particles(pair.model, pair.guide, x, num_particles=3)
+    for z, log_p in zip(found.z["z"], found.log_p, strict=True):
+        likelihood = dist.Bernoulli(logits=pair.decoder(z)).to_event(1).log_prob(x)
+        torch.testing.assert_close(log_p, likelihood + standard_normal(2).log_prob(z))
+    torch.manual_seed(0)
+    bound = -IWAE(num_particles=3).loss(pair.model, pair.guide, x)
+    torch.manual_seed(0)
+    weighed = pv.draw_particles(pair.model, pair.guide, x, num_particles=3).log_w
+    assert bound == pytest.approx(pv.weights.log_mean_exp(weighed).sum().item(), abs=1e-3)
+
+
+def test_an_observed_site_without_to_event_is_refused_even_if_every_shape_fits():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_normal(2))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", standard_normal(2))
+
+    for num_particles in (1, 3, 4):
+        with pytest.raises(PairError, match="to_event"):
+            IWAE(num_particles=num_particles).loss(model, guide, torch.zeros(4, 1))
+
+
+def test_a_factor_in_the_guide_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_normal(2))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", standard_normal(2))
+            pyro.factor("c", torch.full((len(x),), 7.0), has_rsample=True)
+
+    with pytest.raises(PairError, match="'c'"):
+        ELBO().loss(model, guide, torch.zeros(4, 2))
+
+
+class Measured(pyro.nn.PyroModule):
+    """A Pyro module with a constrained parameter, which reads and writes Pyro's store without a message."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = pyro.nn.PyroModule[nn.Linear](2, 3)
+        self.scale = pyro.nn.PyroParam(torch.tensor(1.0), dist.constraints.positive)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_normal(2))
+            pyro.sample("x", dist.Normal(self.net(z), self.scale).to_event(1), obs=x)
+
+
+class Encoded(pyro.nn.PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.encoder = pyro.nn.PyroModule[nn.Linear](3, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_two_pyro_module_pairs_do_not_meet_in_the_store(local):
+    x = torch.randn(20, 3)
+    with pyro.settings.context(module_local_params=local):
+        first, second = (Measured(), Encoded()), (Measured(), Encoded())
+        before = [parameter.clone() for part in second for parameter in part.parameters()]
+        pv.fit(first, x, num_epochs=3, batch_size=5, progress=False)
+        assert first[0].scale_unconstrained.item() != 0
+        pv.evidence.importance(*second, x, num_particles=5)
+        after = [parameter for part in second for parameter in part.parameters()]
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        pv.fit(second, x, num_epochs=1, batch_size=5, progress=False)
+        assert not torch.equal(first[0].net.weight, second[0].net.weight)
+    assert not list(pyro.get_param_store().keys())

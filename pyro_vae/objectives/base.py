@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, PairError
 from ..modules import leaves, modules_behind, unregistered
-from ..particles import Sites, draw_sites
+from ..particles import Sites, Vectorized, draw_sites, vectorizes
 from ..traces import Program, replay, trace
 
 
@@ -49,6 +49,7 @@ class Objective(pyro.infer.ELBO):
             raise ConfigError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.gradient = gradient
+        self._vectorized: dict[tuple[Any, ...], Vectorized] = {}
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         """The bound, to maximise, in nats per datapoint."""
@@ -87,8 +88,27 @@ class Objective(pyro.infer.ELBO):
         """The objective of this pair as an ``nn.Module`` that owns the pair's parameters."""
         return ObjectiveModule(self, model, guide)
 
-    def _sites(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Sites:
-        return draw_sites(model, guide, args, kwargs, num_particles=self.num_particles)
+    def _sites(
+        self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, analytic_kl: bool = False
+    ) -> Sites:
+        return draw_sites(
+            model,
+            guide,
+            args,
+            kwargs,
+            num_particles=self.num_particles,
+            vectorized=self._asked(model, guide, args, kwargs),
+            analytic_kl=analytic_kl,
+        )
+
+    def _asked(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Vectorized:
+        """What :func:`vectorizes` says, asked once per pair and batch size; a single particle need not be asked."""
+        if self.num_particles == 1:
+            return Vectorized(model=True, guide=True)
+        key = (model, guide, *(arg.shape for arg in args if isinstance(arg, Tensor)))
+        if key not in self._vectorized:
+            self._vectorized[key] = vectorizes(model, guide, args, kwargs)
+        return self._vectorized[key]
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         return self.bound(sites.log_w)

@@ -9,8 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..particles import Sites, draw_sites, total
-from ..traces import Program
+from ..particles import Sites, total
 from .base import Objective
 
 
@@ -48,8 +47,8 @@ class ELBO(Objective):
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return log_w.mean(0)
 
-    def _sites(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Sites:
-        return draw_sites(model, guide, args, kwargs, num_particles=self.num_particles, analytic_kl=self.analytic_kl)
+    def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
+        return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         if not self.analytic_kl:
