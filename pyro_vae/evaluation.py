@@ -11,9 +11,15 @@ from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
 from .evidence import LogEvidence, elbo, importance
 
+_FEW_DRAWS = 5  # below this many effective draws a standard error means little
+
 
 class Evaluation(NamedTuple):
-    """The ELBO, the importance-weighted bound and the estimate of log p(x) on the same data; ``str`` is a table."""
+    """The ELBO, the importance-weighted bound and the estimate of log p(x) on the same data; ``str`` is a table.
+
+    The table has a row per estimate: draws per datapoint, the mean in nats per datapoint with its Monte-Carlo and its
+    test-set error, bits per dimension, and the median effective sample size of the weights.
+    """
 
     elbo: LogEvidence
     iwae: LogEvidence
@@ -55,19 +61,27 @@ class Evaluation(NamedTuple):
         }
 
     def __str__(self) -> str:
-        lines = [f"{'':10}{'draws':>7}{'nats':>10}{'Monte-Carlo':>13}{'test set':>10}{'bits/dim':>10}"]
+        lines = [f"{'':10}{'draws':>7}{'nats':>10}{'Monte-Carlo':>13}{'test set':>10}{'bits/dim':>10}{'ESS':>8}"]
         for row in self.rows():
             lines.append(
                 f"{row['estimate']:10}{row['num_particles']:>7}{row['nats']:>10.3f}"
                 f"{'± ' + format(row['monte_carlo_error'], '.3f'):>13}{'± ' + format(row['test_set_error'], '.2f'):>10}"
-                f"{row['bits_per_dimension']:>10.3f}"
+                f"{row['bits_per_dimension']:>10.3f}{row['median_ess']:>8.1f}"
+            )
+        few = int((self.log_evidence.ess < _FEW_DRAWS).sum())
+        if few:
+            lines.append(
+                f"log p(x): {few} of {len(self.elbo.value)} datapoints rest on fewer than {_FEW_DRAWS} effective draws "
+                "(ESS)"
             )
         for name, summary in self.latents.items():
             known = not summary.mean_variance.isnan().any()  # one datapoint does not say
             collapsed = known and not summary.num_active
             note = " (posterior collapse: the decoder ignores the latents)" if collapsed else ""
             active = f"{summary.num_active if known else '?'} of {len(summary.kl)}"
-            lines.append(f"active units of {name}: {active}, KL {summary.kl.sum():.2f} nats{note}")
+            total = summary.kl.sum().item()
+            kl = "KL has no closed form" if math.isnan(total) else f"KL {total:.2f} nats"
+            lines.append(f"active units of {name}: {active}, {kl}{note}")
         return "\n".join(lines)
 
 

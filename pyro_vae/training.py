@@ -22,8 +22,8 @@ from .errors import ConfigError, DataError, NonFiniteLossError
 from .modules import evaluating
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
-from .particles import Vectorized, draw_sites
 from .randomness import seeded
+from .sites import Vectorized, draw_sites
 from .training_state import Epoch, History, TrainingState
 
 Schedule = Literal["constant", "cosine", "burda"]

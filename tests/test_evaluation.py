@@ -212,7 +212,14 @@ def test_the_table_is_aligned_and_fits_a_terminal(found, collapsed):
         assert {len(row) for row in rows} == {len(header)}
         assert len({row.index("±") - len(row.split("±")[1].split()[0]) for row in rows}) == 1
         assert len({row.index(".", 10) for row in rows}) == 1  # decimal points of the nats stand below one another
-        for title, end in (("draws", 17), ("nats", 27), ("Monte-Carlo", 40), ("test set", 50), ("bits/dim", 60)):
+        for title, end in (
+            ("draws", 17),
+            ("nats", 27),
+            ("Monte-Carlo", 40),
+            ("test set", 50),
+            ("bits/dim", 60),
+            ("ESS", 68),
+        ):
             assert header[:end].endswith(title)
 
 
@@ -222,8 +229,11 @@ def test_the_table_holds_the_numbers_of_the_rows(found):
         assert name == row["estimate"]
         assert int(rest[0]) == row["num_particles"]
         shown = [float(value) for value in rest[1:]]
-        wanted = [row[key] for key in ("nats", "monte_carlo_error", "test_set_error", "bits_per_dimension")]
-        assert shown == pytest.approx(wanted, abs=0.006)
+        wanted = [
+            row[key] for key in ("nats", "monte_carlo_error", "test_set_error", "bits_per_dimension", "median_ess")
+        ]
+        assert shown == pytest.approx(wanted, abs=0.06)
+        assert shown[:-1] == pytest.approx(wanted[:-1], abs=0.006)
     assert "active units of z: 2 of 2, KL " in str(found)
 
 

@@ -619,3 +619,59 @@ def test_off_the_main_thread_the_weights_are_the_same(x, tmp_path):
     pv.fit(here, x, **RUN)
     assert len(found[0].epochs) == EPOCHS
     assert_same_weights(weights(there), weights(here))
+
+
+# --- Scales and identities ----------------------------------------------------------------------------------------
+
+
+class Mean(torch.nn.Module):
+    """x ~ N(z, 1) around a learned mean; the guide is the exact posterior, so that only the mean is learned."""
+
+    def __init__(self, weight=None, subsample_size=None):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(1))
+        self.weight, self.subsample_size = weight, subsample_size
+
+    def rows(self, x):
+        scale = torch.ones(len(x)) if self.weight is None else self.weight(x)
+        plate = pyro.plate("data", len(x), subsample_size=self.subsample_size)
+        return pyro.poutine.scale(scale=scale if self.subsample_size is None else 1.0), plate
+
+    def model(self, x):
+        scale, plate = self.rows(x)
+        with scale, plate as index:
+            z = pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[index])
+
+    def guide(self, x):
+        scale, plate = self.rows(x)
+        with scale, plate as index:
+            pyro.sample("z", dist.Normal((x[index] + self.loc) / 2, 0.5**0.5).to_event(1))
+
+
+def test_weights_of_datapoints_count_in_training():
+    x = torch.cat([torch.zeros(20, 1), torch.full((20, 1), 10.0)])
+    pair = Mean(weight=lambda x: torch.where(x[:, 0] < 5, 1.0, 1e-3))
+    pv.fit(pair, x, num_epochs=200, batch_size=40, learning_rate=0.05, progress=False)
+    assert abs(pair.loc.item()) < 1  # the far half hardly counts; unweighted it would be 5
+
+
+def test_a_plate_that_subsamples_is_trained_and_reported_per_datapoint():
+    x = torch.randn(50, 1)
+    whole, part = Mean(), Mean(subsample_size=5)
+    run = {"num_epochs": 1, "batch_size": 50, "validation": x, "learning_rate": 1e-6, "progress": False}
+    expected = pv.fit(whole, x, **run).epochs[0]
+    found = pv.fit(part, x, **run).epochs[0]
+    assert found.train_bound == pytest.approx(expected.train_bound, abs=2)  # a sum over 5 divided by 50 would be -0.2
+    assert found.validation_bound == pytest.approx(expected.validation_bound, abs=2)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"batch_size": 4}, {"objective": pv.objectives.IWAE(num_particles=2)}]
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed):
+    x = torch.randn(10, 1)
+    run = {"num_epochs": 1, "batch_size": 5, "progress": False, "checkpoint": tmp_path / "last.safetensors"}
+    pv.fit(Mean(), x, **run)
+    with pytest.raises(CheckpointError, match="another training"):
+        pv.fit(Mean(), x, **{**run, **changed})

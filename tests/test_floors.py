@@ -17,6 +17,7 @@ data likelihoods posteriors priors
 problems vae
 presets
 traces
+sites
 particles
 diagnostics.latents evidence.base objectives.base
 evidence.elbo evidence.importance objectives.elbo objectives.iwae

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, PairError
 from ..modules import leaves, modules_behind, unregistered
-from ..particles import Sites, Vectorized, draw_sites, vectorizes
+from ..sites import Sites, Vectorized, draw_sites, vectorizes
 from ..traces import Program, replay, trace
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..particles import Sites, total
+from ..sites import Sites, total
 from .base import Objective
 
 
