@@ -60,6 +60,10 @@ def fit(
 ) -> History:
     r"""Train a pair: minibatches, one fused Adam, the mean bound per datapoint as what is maximised.
 
+    .. math:: \max_{\theta, \phi} \frac1N \sum_{n=1}^N s_n\, \mathcal L_{\theta, \phi}(x_n)
+
+    with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale that the pair asks for, usually 1.
+
     Pyro's global parameter store and settings are not touched, and torch's generators are left as they were. The same
     seed, data and starting weights give the same weights bit for bit, on one kind of machine and number of threads.
 
@@ -90,7 +94,19 @@ def fit(
         ConfigError: for arguments that do not go together.
         NonFiniteLossError: before the step that would spoil the weights, naming the site.
         DeviceError: for a device that is not there.
-        CheckpointError: for a checkpoint of another network, or one that cannot be written.
+        CheckpointError: for a checkpoint of another network or training, or one that cannot be written.
+
+    References:
+        | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)  https://arxiv.org/abs/1412.6980
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> x = torch.bernoulli(torch.full((100, 6), 0.3), generator=torch.Generator().manual_seed(0))
+        >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=1, hidden=(8,))
+        >>> history = fit(vae, x, num_epochs=5, batch_size=20, progress=False)
+        >>> history.epochs[-1].train_bound > history.epochs[0].train_bound
+        True
     """
     data = _presented(x)
     held_out = None if validation is None else _presented(validation, "validation")
