@@ -67,7 +67,7 @@ class TrainConfig:
     """The share of the training images held out to watch the bound on; 0 for none."""
     patience: int | None = None
     """Stop after this many epochs without a better validation bound, and keep the best weights."""
-    eval_particles: int = 1000
+    eval_particles: int = 500
     """Draws per test image for log p(x)."""
     seed: int = 0
     """Of the starting weights, the order of the data, and all draws."""
