@@ -37,9 +37,7 @@ def main() -> None:
         rows = torch.stack([shown, vae.reconstruct(shown)], 1).flatten(0, 2)
         pv.plot.images(rows, left, columns=6, title="held-out digits above\ntheir reconstructions")
         pv.plot.latents(vae.encode(x_test).mean, digits.y_test, middle, title="posterior means of held-out digits")
-        side = 12
-        z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
-        grid = torch.cartesian_prod(z.flip(0), z).flip(-1)
+        z, grid = pv.plot.latent_grid(12)
         pv.plot.manifold(vae.decode(grid).mean, z, right, title="E[x | z] on the quantiles of the prior")
     figure.savefig(args.out, dpi=100)
     print(args.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["history", "images", "latents", "manifold", "reconstructions", "save"]
+__all__ = ["history", "images", "latent_grid", "latents", "manifold", "reconstructions", "save"]
 
 import io
 from collections.abc import Sequence
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from torch import Tensor
 
 from .arrays import as_tensor
 from .errors import ShapeError
@@ -55,6 +57,22 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     ax.set_yticks([height / 2, 1.5 * height], ["data", "reconstruction"])
     ax.tick_params(length=0)
     return ax
+
+
+def latent_grid(side: int) -> tuple[Tensor, Tensor]:
+    """Values ``[side]`` along one dimension, and the grid ``[side * side, 2]`` they make, in :func:`manifold`'s order.
+
+    The values are quantiles of N(0, 1), so every cell of the grid holds the same share of p(z).
+
+    Example:
+        >>> z, grid = latent_grid(3)
+        >>> z
+        tensor([-0.9674,  0.0000,  0.9674])
+        >>> grid[0]  # the top left corner
+        tensor([-0.9674,  0.9674])
+    """
+    z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
+    return z, torch.cartesian_prod(z.flip(0), z).flip(-1)
 
 
 def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes:

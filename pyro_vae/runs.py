@@ -230,7 +230,10 @@ def _draw(
             "samples": lambda: plot.images(vae.decode(z).mean, title=_SAMPLES_TITLE),
         }
         if vae.latent_dim == 2:
-            drawn["manifold"] = lambda: _manifold(vae)
+            side, grid = plot.latent_grid(20)
+            drawn["manifold"] = lambda: plot.manifold(
+                vae.decode(grid).mean, side, title="E[x | z] on the quantiles of the prior"
+            )
             drawn["latents"] = lambda: plot.latents(
                 vae.encode(x_test).mean, y_test, title=f"{config.dataset} test set: posterior means by class"
             )
@@ -239,14 +242,6 @@ def _draw(
             paths.append(folder / f"{name}.png")
             plot.save(picture(), paths[-1])
     return paths
-
-
-def _manifold(vae: VAE, side: int = 20) -> Any:
-    """Decoded means on the quantiles of the prior, so that every cell holds the same share of p(z)."""
-    z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(side) + 0.5) / side)
-    second, first = torch.meshgrid(z.flip(0), z, indexing="ij")
-    mean = vae.decode(torch.stack([first, second], -1).reshape(-1, 2)).mean
-    return plot.manifold(mean, z, title="E[x | z] on the quantiles of the prior")
 
 
 def _record(config: TrainConfig, found: Evaluation, seed: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pyro
 import pyro.distributions as dist
@@ -17,10 +18,11 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae.config import TrainConfig
 from pyro_vae.data import Pixels
 from pyro_vae.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteLossError
 from pyro_vae.randomness import seeded
-from pyro_vae.training import SCHEDULES
+from pyro_vae.training import SCHEDULES, Schedule
 
 SIZE = 6
 NUM, BATCH, EPOCHS = 40, 16, 4
@@ -675,3 +677,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed):
     pv.fit(Mean(), x, **run)
     with pytest.raises(CheckpointError, match="another training"):
         pv.fit(Mean(), x, **{**run, **changed})
+
+
+def test_the_schedules_are_the_same_for_fit_and_on_the_command_line():
+    assert set(SCHEDULES) == set(get_args(Schedule)) == set(get_args(get_type_hints(TrainConfig)["schedule"]))
