@@ -46,7 +46,10 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
     except ValueError as error:  # NumPy's word for rows of different lengths
         raise DataError(f"{name}: expected an array of numbers, found {type(x).__name__} ({error})") from None
     if array.dtype.kind not in "buif":
-        raise DataError(f"{name}: found entries of type {array.dtype}, expected numbers: convert with astype(float)")
+        raise DataError(
+            f"{name}: found {type(x).__name__} with entries of type {array.dtype}, expected an array of numbers: "
+            "convert with astype(float)"
+        )
     return torch.from_numpy(_for_torch(array))
 
 

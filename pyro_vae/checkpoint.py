@@ -104,6 +104,7 @@ def write(
     """Write tensors and JSON metadata to ``path``: whole, or not at all. The old file is kept as ``previous``."""
     path = Path(path)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = json.loads(json.dumps(metadata, default=lambda number: number.item()))  # as it will be read: plain
     text = json.dumps({"format": FORMAT, **metadata, "sha256": _digest(plain, metadata)})
     replace_file(path, _to_bytes(plain, metadata={_KEY: text}), previous=previous)
 

@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional
 
 from .config import TrainConfig
-from .errors import ConfigError, NonFiniteLossError, PyroVaeError
+from .errors import NonFiniteLossError, PyroVaeError, require_count
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
@@ -68,8 +68,7 @@ def evaluate(
     """
     from . import runs
 
-    if num_particles < 2:
-        raise ConfigError(f"num_particles={num_particles}: expected at least 2, one draw has no error bar")
+    require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     found, protocol = runs.evaluate_run(run, num_particles=num_particles, seed=seed, data_dir=data_dir)
     _print_evaluation(found, protocol, {"run": str(run)}, json)
     return 0
@@ -86,8 +85,7 @@ def sample(run: Positional[Path], num: int = 100, seed: int = 0, json: bool = Fa
     """
     from . import runs
 
-    if num < 1:
-        raise ConfigError(f"num={num}: expected at least 1")
+    require_count("num", num)
     _print_paths(runs.sample_run(run, num=num, seed=seed), json)
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
-from .errors import ConfigError
+from .errors import ConfigError, require_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +89,13 @@ class TrainConfig:
         if not isinstance(self.likelihood_scale, str) and not 0 < self.likelihood_scale < math.inf:
             raise ConfigError(f"likelihood_scale={self.likelihood_scale}: expected a positive number")
         for name in ("num_particles", "num_epochs", "batch_size", "latent_dim", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: expected at least 1")
+            if (value := getattr(self, name)) is not None:
+                require_count(name, value)
         for name in ("learning_rate", "max_grad_norm", "adam_eps"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name}={value}: expected a positive number")
-        if self.eval_particles < 2:
-            raise ConfigError(f"eval_particles={self.eval_particles}: expected at least 2, one draw has no error bar")
+        require_count("eval_particles", self.eval_particles, least=2, why=", since one draw has no error bar")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation={self.validation}: expected a share in [0, 1)")
         if self.patience is not None and self.validation == 0:

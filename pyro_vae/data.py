@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,6 +85,13 @@ class Pixels:
 
     def __len__(self) -> int:
         return len(self._x)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.binarise == "dynamic":
+            raise DataError(
+                "x: found images that are binarised anew each time, expected fixed ones: use Pixels(x, 'static')"
+            )
+        return self[:].numpy().astype(dtype or np.float32)
 
     def __getitem__(self, index: Any) -> Tensor:
         grey = self._x[index].float() / self._max_value
@@ -161,7 +169,6 @@ def _like_mnist(class_name: str) -> Callable[[str, Path, bool], Dataset]:
 
 
 def _omniglot(name: str, root: Path, download: bool) -> Dataset:
-    import numpy as np
     from torchvision import datasets
 
     def part(background: bool) -> tuple[Tensor, Tensor]:

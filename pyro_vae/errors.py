@@ -16,7 +16,11 @@ __all__ = [
     "PyroVaeError",
     "ShapeError",
     "StaleParamStoreError",
+    "require_count",
 ]
+
+import operator
+from typing import Any
 
 
 class PyroVaeError(Exception):
@@ -66,3 +70,21 @@ class CheckpointError(PyroVaeError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+def require_count(name: str, value: Any, *, least: int = 1, why: str = "") -> int:
+    """``value`` as an int of at least ``least``, or :class:`ConfigError`.
+
+    Example:
+        >>> require_count("num_particles", 0)
+        Traceback (most recent call last):
+        ...
+        pyro_vae.errors.ConfigError: num_particles=0: expected at least 1
+    """
+    try:
+        count = operator.index(value)  # also NumPy's integers, never a float
+    except TypeError:
+        raise ConfigError(f"{name}={value!r}: expected a whole number") from None
+    if count < least:
+        raise ConfigError(f"{name}={count}: expected at least {least}{why}")
+    return count

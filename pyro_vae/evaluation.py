@@ -75,10 +75,9 @@ class Evaluation(NamedTuple):
                 "(ESS)"
             )
         for name, summary in self.latents.items():
-            known = not summary.mean_variance.isnan().any()  # one datapoint does not say
-            collapsed = known and not summary.num_active
-            note = " (posterior collapse: the decoder ignores the latents)" if collapsed else ""
-            active = f"{summary.num_active if known else '?'} of {len(summary.kl)}"
+            num_active = summary.num_active
+            note = " (posterior collapse: the decoder ignores the latents)" if num_active == 0 else ""
+            active = f"{'?' if num_active is None else num_active} of {len(summary.kl)}"
             total = summary.kl.sum().item()
             kl = "KL has no closed form" if math.isnan(total) else f"KL {total:.2f} nats"
             lines.append(f"active units of {name}: {active}, {kl}{note}")
@@ -117,7 +116,7 @@ def evaluate(
         1
     """
     x = as_tensor(x)
-    model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
+    model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
     return Evaluation(
         elbo=elbo(model, guide, x, num_particles=elbo_particles, seed=seed, progress=progress),
         iwae=importance(
@@ -130,5 +129,5 @@ def evaluate(
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no word for a number that is not known but ``null``."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    """JSON has no word for a number that is not known, or infinite, but ``null``."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["evaluating", "leaves", "modules_behind", "suited", "unregistered"]
+__all__ = ["evaluating", "largest_output", "leaves", "modules_behind", "registering", "suited", "unregistered"]
 
+import dis
 import functools
 import inspect
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import CodeType
 from typing import Any
 
 import pyro
+import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves
+
+from .errors import StaleParamStoreError
 
 
 class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like functions)
@@ -20,16 +30,23 @@ class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like func
 
     Evaluation and training as a module need no store: nothing is written to it, and two modules that were given the
     same name do not collide. A plain ``pyro.param("name", init)`` still lives in the store, its only home.
+
+    Arguments:
+        agreeing: Raise :class:`~pyro_vae.errors.StaleParamStoreError` where the store holds other values under a
+            parameter's name: then stock Pyro would compute with those, and which are meant cannot be known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, agreeing: bool = False) -> None:
         super().__init__()
+        self._agreeing = agreeing
+        self._stored: dict[str, Tensor] = {}
         self._scope = ExitStack()
 
     def __enter__(self) -> unregistered:
         # A PyroModule reads and writes the store without a message: it gets one without anybody's parameters.
         store = pyro.get_param_store()
         state: Any = store.get_state()
+        self._stored = state["params"]
         plain = [name for name, value in state["params"].items() if not isinstance(value, nn.Parameter)]
         kept: Any = {key: {name: of[name] for name in plain} for key, of in state.items()}
         self._scope.enter_context(store.scope(kept))
@@ -40,10 +57,24 @@ class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like func
         self._scope.close()
 
     def _pyro_param(self, msg: Any) -> None:
-        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):
-            msg["value"] = msg["args"][1]
-            msg["done"] = True
-            msg["stop"] = True
+        name, *init = msg["args"]
+        # With a constraint, the parameter that trains is another one, which only the store knows.
+        if not init or not isinstance(init[0], nn.Parameter) or msg["kwargs"]["constraint"] is not constraints.real:
+            return
+        stored = self._stored.get(name)
+        if self._agreeing and stored is not None and not torch.equal(stored, init[0]):
+            raise StaleParamStoreError(
+                f"Pyro's parameter store holds other values under {name!r} than the module that the pair uses: load "
+                "them into the module, delete them (pyro.clear_param_store()), or give the module another name"
+            )
+        msg["value"] = init[0]
+        msg["done"] = True
+        msg["stop"] = True
+
+
+def registering() -> bool:
+    """Whether parameters are to be registered with Pyro's store: outside :class:`unregistered`."""
+    return not any(isinstance(handler, unregistered) for handler in _PYRO_STACK)
 
 
 def modules_behind(*programs: Any) -> list[nn.Module]:
@@ -60,12 +91,12 @@ def modules_behind(*programs: Any) -> list[nn.Module]:
             found[value] = None
         elif inspect.ismethod(value):
             owner = value.__self__
+            waiting.append(value.__func__)
             waiting += [owner] if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {}).values()
         elif isinstance(value, functools.partial):  # also what a poutine returns
             waiting += [value.func, *value.args, *value.keywords.values()]
         elif inspect.isfunction(value):
-            names = inspect.getclosurevars(inspect.unwrap(value))
-            near = [*names.nonlocals.values(), *names.globals.values()]
+            near = [part for function in {value, inspect.unwrap(value)} for part in _named_in(function)]
             # Helper functions of the same file are followed, libraries are not.
             waiting += [part for part in near if getattr(part, "__module__", value.__module__) == value.__module__]
             waiting += [part for part in near if isinstance(part, nn.Module)]
@@ -78,9 +109,30 @@ def modules_behind(*programs: Any) -> list[nn.Module]:
     return list(reversed(found))
 
 
+def _named_in(function: Callable[..., Any]) -> Iterator[Any]:
+    """The values that a function closes over, has as defaults, or loads from its globals, in inner functions too.
+
+    ``inspect.getclosurevars`` would also take the attribute in ``nets.decoder`` for a global of that name.
+    """
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    codes = [function.__code__]
+    for code in codes:
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+        for instruction in dis.get_instructions(code):
+            if instruction.opname == "LOAD_GLOBAL" and instruction.argval in function.__globals__:
+                yield function.__globals__[instruction.argval]
+
+
 def leaves(result: Tensor, *inputs: Any) -> Iterator[Tensor]:
     """The tensors that ``result`` can be differentiated by, other than through the inputs."""
-    seen = {value.grad_fn for value in inputs if isinstance(value, Tensor)}
+    inputs = tuple(value for value in tree_leaves(inputs) if isinstance(value, Tensor))
+    seen = {value.grad_fn for value in inputs}
     waiting: list[Any] = [result.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -103,17 +155,43 @@ def suited(x: Tensor, *programs: Any) -> Tensor:
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """The modules behind the programs in evaluation mode, and afterwards in the mode that they were in.
+    """The programs' modules in evaluation mode, and afterwards in the mode that they were in.
 
     Otherwise a batch normalisation would train on what it is evaluated on, and a datapoint's bound depend on the rest
-    of the batch.
+    of the batch. Modules that cannot be found behind the programs are met when they are called.
     """
-    parts = {part for found in modules_behind(*programs) for part in found.modules()}
-    training = [part for part in parts if part.training]
+    here = threading.get_ident()
+    switched: list[nn.Module] = []
+
+    def switch(module: nn.Module, *_: Any) -> None:
+        if module.training and threading.get_ident() == here:  # another thread may be training
+            module.training = False
+            switched.append(module)
+
+    for found in modules_behind(*programs):
+        for part in found.modules():
+            switch(part)
+    hook = register_module_forward_pre_hook(switch)
     try:
-        for part in training:
-            part.training = False
         yield
     finally:
-        for part in training:
+        hook.remove()
+        for part in switched:
             part.training = True
+
+
+@contextmanager
+def largest_output() -> Iterator[Callable[[], int]]:
+    """A function that says how many numbers the largest tensor holds that a module returned in the body."""
+    here = threading.get_ident()
+    sizes = [0]
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == here:
+            sizes.extend(value.numel() for value in tree_leaves(output) if isinstance(value, Tensor))
+
+    hook = register_module_forward_hook(note)
+    try:
+        yield lambda: max(sizes)
+    finally:
+        hook.remove()

@@ -76,8 +76,8 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
         >>> bounded(x, -1.0, 1.0).detach(), x.grad
         (tensor([-1.0000,  0.5000]), tensor([1., 1.]))
     """
-    return x.detach().clamp(low, high) + (x - x.detach())
+    return x.detach().clamp(low, high) + (x - x.detach()).nan_to_num(0.0)  # inf - inf
 
 
 def _shape(shape: Shape) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+    return tuple(shape) if isinstance(shape, Sequence) else (int(shape),)

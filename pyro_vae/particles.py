@@ -10,14 +10,16 @@ __all__ = ["Particles", "draw_particles", "particle_chunks"]
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import ShapeError
-from .modules import modules_behind, unregistered
-from .sites import Vectorized, draw_sites, redraw, total, vectorizes, weigh
-from .traces import Program, guide_sites, trace
+from .errors import PairError, PyroVaeError
+from .modules import evaluating, largest_output, unregistered
+from .randomness import forked
+from .sites import Vectorized, draw_sites, redraw, rows_apart, total, vectorizes, weigh
+from .traces import Program, guide_sites, replay, require_rows, trace
 
 _MAX_ROWS = 256
 
@@ -49,6 +51,7 @@ def draw_particles(
 
     Errors:
         PairError: for sites outside the data plate, further plates, or latent sites that only one of the two has.
+        StaleParamStoreError: if Pyro's store holds other values for the pair's parameters than its modules do.
 
     Example:
         >>> from pyro_vae.problems import linear_gaussian
@@ -56,7 +59,7 @@ def draw_particles(
         >>> draw_particles(problem.model, problem.guide(), torch.zeros(4, 1), num_particles=3).log_w.shape
         torch.Size([3, 4])
     """
-    with unregistered():
+    with unregistered(agreeing=True):
         together = vectorizes(model, guide, (x, *args), kwargs)
         sites = draw_sites(model, guide, (x, *args), kwargs, num_particles=num_particles, vectorized=together)
     return Particles(sites.log_w, sites.log_p, total(sites.log_q), sites.z)
@@ -68,10 +71,14 @@ def particle_chunks(
     """Log-weights of ``num_particles`` draws per datapoint, in blocks ``(rows of x, log_w)`` that fit ``max_bytes``.
 
     A guide of one latent site runs once per datapoint: every block draws from the distribution that it declared. A
-    guide of several sites has to run again for each block, which therefore gets as many particles as will fit.
+    guide of several sites has to run again for each block, which therefore gets as many particles as will fit. A pair
+    that does not take its datapoints one by one, such as one with a parameter for each, gets all of them every time.
+
+    Errors:
+        PairError: for a guide that draws from a point mass, whose weights would be of no use.
     """
-    fits = max(1, max_bytes // _row_bytes(x, model, guide))
-    rows = min(_MAX_ROWS, fits)
+    fits, apart = _plan(model, guide, x, num_particles, max_bytes)
+    rows = min(_MAX_ROWS, fits) if apart else len(x)
     known: dict[int, Vectorized] = {}
     start = 0
     while start < len(x):
@@ -79,12 +86,9 @@ def particle_chunks(
         batch = x[span]
         guide_trace = trace(guide, (batch,), {})
         latent = guide_sites(guide_trace)
-        if (drawn := next(iter(latent.values()))["value"].shape[0]) != len(batch):
-            raise ShapeError(
-                f"the guide drew {drawn} latent values for {len(batch)} datapoints: evaluation needs one for each, so "
-                "call a pair whose data plate does not subsample"
-            )
-        if len(latent) > 1 and rows > (fewer := max(1, fits // num_particles)):
+        require_rows(latent, len(batch))
+        _require_densities(latent)
+        if apart and len(latent) > 1 and rows > (fewer := max(1, fits // num_particles)):
             rows = fewer  # all particles at once for fewer datapoints, so that the encoder is not run again and again
             continue
         if len(batch) not in known:
@@ -101,9 +105,38 @@ def particle_chunks(
         start = span.stop
 
 
-def _row_bytes(x: Tensor, model: Program, guide: Program) -> int:
-    """What one particle of one datapoint takes while it is weighed: a few copies of its widest layer or of itself."""
+def _plan(model: Program, guide: Program, x: Tensor, num_particles: int, max_bytes: int) -> tuple[int, bool]:
+    """How many rows, of one particle each, fit ``max_bytes``; and whether ``x`` may be cut, if it has to."""
+    try:
+        fits = max(1, max_bytes // _bytes(model, guide, x[:1]))
+        if len(x) <= min(_MAX_ROWS, fits // num_particles) or rows_apart(model, guide, x[:fits]):
+            return fits, True
+    except (RuntimeError, ValueError, PyroVaeError):
+        pass  # a pair of one fixed size; whatever else is wrong with it, or with x, is said about all of x
+    return max(1, max_bytes * len(x) // _bytes(model, guide, x)), False
+
+
+@torch.no_grad()
+def _bytes(model: Program, guide: Program, x: Tensor) -> int:
+    """What one particle of each datapoint takes while it is weighed: a few copies of its largest activation."""
     copies = 8  # activations and temporaries
-    parameters = [parameter for part in modules_behind(model, guide) for parameter in part.parameters()]
-    widest = max((parameter.shape[0] for parameter in parameters if parameter.ndim), default=1)
-    return copies * max(widest, x[0].numel()) * torch.get_default_dtype().itemsize
+    with evaluating(model, guide), forked(), largest_output() as largest:
+        guide_trace = trace(guide, (x,), {})
+        replay(model, guide_trace, (x,), {})
+    numbers = max(largest(), x.numel(), *(site["value"].numel() for site in guide_sites(guide_trace).values()))
+    return copies * numbers * torch.get_default_dtype().itemsize
+
+
+def _require_densities(latent: dict[str, Any]) -> None:
+    """Raise :class:`~pyro_vae.errors.PairError` for a point mass that no auxiliary site stands behind."""
+    if any(site["infer"].get("is_auxiliary") for site in latent.values()):
+        return
+    for name, site in latent.items():
+        fn = site["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if isinstance(fn, dist.Delta):
+            raise PairError(
+                f"site {name!r} of the guide is a point mass (Delta), expected a density: log p(x, z) at a point is no "
+                "bound on log p(x); give the guide a distribution around the point"
+            )

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["seeded"]
+__all__ = ["forked", "seeded"]
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 import torch
 
 
 @contextmanager
-def seeded(*seed: int | str) -> Iterator[None]:
+def forked() -> Iterator[None]:
+    """Run the body; afterwards torch's generators are where they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextmanager
+def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
     """Run the body with torch's generators seeded from ``seed``; afterwards they are where they were.
 
     Several parts make independent streams, e.g. ``seeded(seed, "epoch", 3)``.
@@ -26,8 +36,8 @@ def seeded(*seed: int | str) -> Iterator[None]:
         >>> bool(first == again), torch.equal(before, torch.get_rng_state())
         (True, True)
     """
-    digest = hashlib.sha256(repr(seed).encode()).digest()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
+    parts = tuple(part if isinstance(part, str) else operator.index(part) for part in seed)  # also NumPy's integers
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    with forked():
         torch.random.manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # undone on exit by fork_rng
         yield

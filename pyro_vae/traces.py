@@ -8,6 +8,7 @@ __all__ = [
     "guide_sites",
     "latent_sites",
     "replay",
+    "require_rows",
     "require_same_sites",
     "same_rows",
     "sample_sites",
@@ -28,7 +29,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .errors import PairError
+from .errors import PairError, ShapeError
 
 Program = Callable[..., Any]
 Sites = dict[str, Any]
@@ -56,6 +57,10 @@ def replay(model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict
     return trace(poutine.replay(model, trace=guide_trace), args, kwargs)
 
 
+def _data_frames(site: Any) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
+
+
 def same_rows(program: Program, other: poutine.Trace) -> Program:
     """The program, made to subsample the rows that another run of it subsampled."""
     rows = poutine.Trace()
@@ -73,7 +78,7 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
     for name, site in nodes.items():
         if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
             continue
-        frames = [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
+        frames = _data_frames(site)
         if [frame.dim for frame in frames] != [-1]:
             where = ", ".join(f"{frame.name!r} at dim {frame.dim}" for frame in frames) or "no plate"
             raise PairError(
@@ -89,7 +94,10 @@ def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 
 def guide_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """The guide's latent sites, at least one; whatever else would have a density in q(z | x) is an error."""
+    """The guide's latent sites, at least one; whatever else would have a density in q(z | x) is an error.
+
+    They include the auxiliary ones of Pyro's automatic guides, which have a density but no site in the model.
+    """
     latent = latent_sites(trace)
     if other := sorted(sample_sites(trace).keys() - latent.keys()):
         raise PairError(
@@ -132,9 +140,29 @@ def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch"]:
     return scale_and_mask(kl, 1.0, q["mask"]).expand(torch.broadcast_shapes(kl.shape, (1, 1)))
 
 
+def require_rows(latent: dict[str, Any], num: int) -> None:
+    """Raise :class:`~pyro_vae.errors.ShapeError` unless the guide drew a value for each of ``num`` datapoints."""
+    if (drawn := next(iter(latent.values()))["value"].shape[0]) != num:
+        raise ShapeError(
+            f"the guide drew {drawn} latent values for {num} datapoints: evaluation needs one for each, so call a pair "
+            "whose data plate does not subsample"
+        )
+
+
 def common_scale(sites: list[Any]) -> Any:
-    """The one scale that all sites of a pair carry."""
+    """The one scale that all sites of a pair carry, a number or one per datapoint of their one data plate."""
     first = sites[0]["scale"]
+    (_, size), *others = ((frame.name, frame.size) for site in sites for frame in _data_frames(site))
+    for name, other in others:
+        if other != size:
+            raise PairError(
+                f"the data plates are of {size} and, {name!r}, of {other} datapoints, expected one size: a latent "
+                "variable that datapoints share is not local to one, so its bound is none per datapoint"
+            )
+    if isinstance(first, Tensor) and first.numel() > 1 and first.shape != (size,):
+        raise PairError(
+            f"found a scale of shape {tuple(first.shape)}, expected a number or ({size},), one per datapoint"
+        )
     for site in sites[1:]:
         scale = site["scale"]
         if scale is not first and not torch.equal(torch.as_tensor(scale), torch.as_tensor(first)):
@@ -151,8 +179,11 @@ def require_same_sites(q: dict[str, Any], latent: dict[str, Any], analytic_kl: b
             f"latent sites {missing} are in the model but not in the guide: sample them in the guide, or sum discrete "
             "ones out with pyro.infer.TraceEnum_ELBO"
         )
-    if missing := sorted(q.keys() - latent.keys()):
+    auxiliary = {name for name, site in q.items() if site["infer"].get("is_auxiliary")}
+    if missing := sorted(q.keys() - latent.keys() - auxiliary):
         raise PairError(f"latent sites {missing} are in the guide but not in the model: give them a prior there")
+    if analytic_kl and auxiliary:
+        raise PairError(f"no closed form with auxiliary sites {sorted(auxiliary)} in the guide: use analytic_kl=False")
     if analytic_kl and list(q) != list(latent):
         raise PairError(
             f"analytic_kl needs the model to sample its latent sites in the guide's order {list(q)}, found "

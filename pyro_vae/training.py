@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["SCHEDULES", "Schedule", "fit"]
 
 import math
+import operator
 import signal
 import threading
 import warnings
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arrays import as_batch, find_device
-from .errors import ConfigError, DataError, NonFiniteLossError
+from .arrays import find_device
+from .batches import batch_of, fingerprint, presented
+from .errors import ConfigError, NonFiniteLossError, require_count
 from .modules import evaluating
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
@@ -108,15 +110,14 @@ def fit(
         >>> history.epochs[-1].train_bound > history.epochs[0].train_bound
         True
     """
-    data = _presented(x)
-    held_out = None if validation is None else _presented(validation, "validation")
+    data = presented(x)
+    held_out = None if validation is None else presented(validation, "validation")
     if schedule not in SCHEDULES:
         raise ConfigError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if patience is not None and held_out is None:
         raise ConfigError("patience needs validation data: pass validation=")
-    for name, count in {"num_epochs": num_epochs, "batch_size": batch_size, "patience": patience}.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"{name}={count}: expected at least 1")
+    num_epochs, batch_size = require_count("num_epochs", num_epochs), require_count("batch_size", batch_size)
+    patience = None if patience is None else require_count("patience", patience)
     for name, size in {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}.items():
         if size is not None and not 0 < size < math.inf:
             raise ConfigError(f"{name}={size}: expected a positive number")
@@ -124,27 +125,36 @@ def fit(
         warnings.warn(f"batch_size={batch_size} clipped to the {len(data)} datapoints there are", stacklevel=2)
         batch_size = len(data)
     place = find_device(device)
-    model, guide = pair if isinstance(pair, tuple) else (pair.model, pair.guide)
-    module = (objective or ELBO())(model, guide).to(place).train()
+    model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
+    module = (objective or ELBO())(model, guide).to(place)
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
     state = TrainingState(module, optimiser)
     identity = {
-        "seed": seed,
+        "seed": operator.index(seed),
         "num_datapoints": len(data),
+        **fingerprint(data, "data"),
+        **fingerprint(held_out, "validation"),
         "batch_size": batch_size,
         "num_epochs": num_epochs,
         "learning_rate": learning_rate,
         "schedule": schedule,
-        "objective": type(module.objective).__name__,
-        "num_particles": module.objective.num_particles,
+        "adam_eps": adam_eps,
+        "max_grad_norm": max_grad_norm,
+        "patience": patience,
+        "objective": repr(module.objective),
     }
     if checkpoint is not None:
         state.resume(Path(checkpoint), identity)
 
+    buffers = list(module.buffers())
     steps_per_epoch = math.ceil(len(data) / batch_size)
     total = num_epochs * steps_per_epoch
     quiet = None if progress else True
-    with _interruptible() as interrupted, tqdm(initial=state.step, total=total, unit="step", disable=quiet) as bar:
+    with (
+        _in_training(module, optimiser),
+        _interruptible() as interrupted,
+        tqdm(initial=state.step, total=total, unit="step", disable=quiet) as bar,
+    ):
         while state.epoch < num_epochs and not (patience is not None and state.epoch - state.best_epoch >= patience):
             with seeded(seed, "epoch", state.epoch):
                 order = torch.randperm(len(data))
@@ -152,8 +162,9 @@ def fit(
                 while state.offset < len(data) and not interrupted():
                     index = order[state.offset : state.offset + batch_size]
                     rate = learning_rate * SCHEDULES[schedule](state.step / total)
-                    batch = _batch(module, data, index, place)
-                    bound = _step(module, optimiser, batch, rate, max_grad_norm, state.step + 1)
+                    batch = batch_of(module, data, index, place)
+                    with _kept_if_it_fails(buffers):
+                        bound = _step(module, optimiser, batch, rate, max_grad_norm, state.step + 1)
                     state.advance(bound, len(index))
                     bar.update()
                 if state.offset < len(data):
@@ -170,6 +181,35 @@ def fit(
     if patience is not None and not stopped:
         state.restore_best()
     return History(state.epochs, state.best_epoch, stopped)
+
+
+@contextmanager
+def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> Iterator[None]:
+    """The pair in training mode, and afterwards in the mode that it was in, without the last step's gradients.
+
+    A part in evaluation mode beside others that train, such as a frozen batch normalisation, stays in it.
+    """
+    modes = {part: part.training for part in module.owned.modules()}
+    if not any(owner.training for owner in module.owned):
+        module.owned.train()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        optimiser.zero_grad()
+
+
+@contextmanager
+def _kept_if_it_fails(buffers: list[Tensor]) -> Iterator[None]:
+    """Put buffers back, such as a batch normalisation's statistics, that a step has moved before it failed."""
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    except NonFiniteLossError:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        raise
 
 
 def _step(
@@ -220,30 +260,8 @@ def _mean_bound(module: ObjectiveModule, data: Any, batch_size: int, seed: int, 
     """The mean bound over all of the data, with the same draws every time it is asked for."""
     with seeded(seed, "validation"), evaluating(module):
         index = torch.arange(len(data))
-        bounds = [module.bound_and_scale(_batch(module, data, part, device))[0] for part in index.split(batch_size)]
+        bounds = [module.bound_and_scale(batch_of(module, data, part, device))[0] for part in index.split(batch_size)]
     return torch.cat(bounds).double().mean().item()
-
-
-def _batch(module: ObjectiveModule, data: Any, index: Tensor, device: torch.device) -> Tensor:
-    """The datapoints where the module is and, if they are floating, of its type."""
-    batch = data[index]
-    like = next(module.parameters())
-    return batch.to(device=device, dtype=like.dtype if batch.is_floating_point() else None)
-
-
-def _presented(x: Any, name: str = "x") -> Any:
-    """Something with a length that returns a batch for an index tensor."""
-    if hasattr(x, "__getitem__") and not isinstance(x, _ARRAYS) and not any(hasattr(x, it) for it in _MARKS):
-        data = x
-    else:
-        data = as_batch(x, name=name)
-    if not len(data):
-        raise DataError(f"{name}: expected at least one datapoint, found none")
-    return data
-
-
-_ARRAYS = (Tensor, list, tuple, dict)
-_MARKS = ("__array__", "tocsr")
 
 
 @contextmanager

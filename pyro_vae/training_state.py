@@ -147,7 +147,7 @@ class TrainingState:
         if "training" not in metadata:
             raise CheckpointError(path, "holds a model but no training state: name another file for checkpoint=")
         for name, value in identity.items():
-            if (there := metadata["identity"].get(name)) != value:
+            if (there := metadata["identity"].get(name, value)) != value:
                 raise CheckpointError(
                     path, f"is of another training ({name}={there} there, {value} here): name another"
                 )

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from .arrays import as_tensor
 from .errors import DataError, ShapeError, StaleParamStoreError
 from .likelihoods import Likelihood
-from .modules import evaluating
+from .modules import evaluating, registering
 from .posteriors import DiagonalNormal
 from .priors import StandardNormal
 
@@ -47,8 +47,6 @@ class VAE(nn.Module):
         (torch.Size([5, 2]), torch.Size([3, 8, 8]))
     """
 
-    takes_particles = True  # every network is called with one batch dimension, whatever the leading ones are
-
     def __init__(
         self,
         *,
@@ -70,6 +68,12 @@ class VAE(nn.Module):
         """The preset and its arguments, when a preset made this VAE: what a checkpoint needs to build it again."""
 
     @property
+    def rowwise(self) -> bool:
+        """Whether particles and datapoints are known to be computed one by one; parts made elsewhere must be asked."""
+        parts = (self, self.prior, self.posterior, self.likelihood)
+        return all(type(part).__module__.startswith(f"{__package__}.") for part in parts)
+
+    @property
     def data_shape(self) -> tuple[int, ...]:
         """The shape of one datapoint."""
         return self.likelihood.data_shape
@@ -81,8 +85,7 @@ class VAE(nn.Module):
 
     def model(self, x: Any = None, num: int | None = None) -> Tensor:
         """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``."""
-        for part in ("prior", "decoder", "likelihood"):
-            self._register(part)
+        self._register(guide=False)
         if x is not None:
             x = self._checked(x, batch=True)
             num = len(x)
@@ -92,18 +95,17 @@ class VAE(nn.Module):
 
     def guide(self, x: Any) -> Tensor:
         """The Pyro program ``z ~ q(z | x)`` in the plate ``data``."""
-        for part in ("encoder", "posterior"):
-            self._register(part)
+        self._register(guide=True)
         x = self._checked(x, batch=True)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self._posterior(x))  # pyright: ignore[reportArgumentType]
 
     def encode(self, x: Any) -> Distribution:
-        """q(z | x), batch ``[*lead]``, event ``[latent_dim]``."""
+        """q(z | x), batch ``[*lead]``, event ``[latent_dim]``; batch norms and dropouts are in the mode they are in."""
         return self._posterior(self._checked(x))
 
     def decode(self, z: Tensor) -> Distribution:
-        """p(x | z), batch ``[*lead]``, event ``data_shape``."""
+        """p(x | z), batch ``[*lead]``, event ``data_shape``; batch norms and dropouts are in the mode they are in."""
         lead = z.shape[:-1]
         params = self.decoder(z.reshape(-1, z.shape[-1]))
         return self.likelihood(_unfold(params, lead, self.likelihood.param_shape, "decoder"))
@@ -152,12 +154,14 @@ class VAE(nn.Module):
         self.likelihood.check(x)
         return x
 
-    def _register(self, part: str) -> None:
-        """Register the parameters of one part with Pyro, and make sure that Pyro holds *these* ones."""
-        for name, parameter in getattr(self, part).named_parameters():
-            if not parameter.requires_grad:
+    def _register(self, *, guide: bool) -> None:
+        """Register the guide's or all other parameters with Pyro, and make sure that Pyro holds *these* ones."""
+        if not registering():
+            return
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad or name.startswith(("encoder.", "posterior.")) is not guide:
                 continue
-            full = f"{self.name}.{part}$$${name}"
+            full = f"{self.name}$$${name}"
             if not parameter.is_contiguous():  # Pyro's store would hold, and train, a contiguous copy
                 parameter.data = parameter.data.contiguous()
             if pyro.param(full, parameter) is not parameter:

@@ -128,7 +128,11 @@ class Moments(NamedTuple):
         """Summarise one block of values, accumulating in float64."""
         values = values.double()
         mean = values.mean(0)
-        return cls(mean, (values - mean).square().sum(0), values.shape[0])
+        spread = (values - mean).square().sum(0)
+        # A weight of zero among others makes the mean -inf and its error infinite; the same value throughout has none.
+        equal = (values == values[:1]).all(0)
+        spread = torch.where(equal, 0.0, torch.where(mean == -torch.inf, torch.inf, spread))
+        return cls(mean, spread, values.shape[0])
 
     def merge(self, other: Moments) -> Moments:
         """The summary of both blocks."""

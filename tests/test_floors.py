@@ -14,7 +14,7 @@ arrays files randomness weights
 nn
 modules
 data likelihoods posteriors priors
-problems vae
+batches problems vae
 presets
 traces
 sites

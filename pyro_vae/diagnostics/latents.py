@@ -14,7 +14,8 @@ from torch.distributions import Independent, kl_divergence
 from ..arrays import as_batch
 from ..modules import evaluating, suited, unregistered
 from ..randomness import seeded
-from ..traces import Program, guide_sites, latent_sites, replay, trace
+from ..sites import rows_apart
+from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
 from ..weights import Moments
 
 _ROWS = 1024
@@ -34,9 +35,9 @@ class LatentSummary(NamedTuple):
         return self.mean_variance > 0.01
 
     @property
-    def num_active(self) -> int:
-        """How many units are active; 0 means that the posterior has collapsed onto the prior."""
-        return int(self.active.sum())
+    def num_active(self) -> int | None:
+        """How many units are active; 0 means that the posterior has collapsed onto the prior, None is not known."""
+        return None if self.mean_variance.isnan().any() else int(self.active.sum())
 
 
 @torch.no_grad()
@@ -64,8 +65,9 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
         tensor([ True, False])
     """
     x = suited(as_batch(x), model, guide)
-    with seeded(seed, "latents"), evaluating(model, guide), unregistered():
-        parts = [_moments(model, guide, batch) for batch in x.split(_ROWS)]
+    with seeded(seed, "latents"), evaluating(model, guide), unregistered(agreeing=True):
+        whole = len(x) > _ROWS and not rows_apart(model, guide, x[:_ROWS])
+        parts = [_moments(model, guide, batch) for batch in ((x,) if whole else x.split(_ROWS))]
     summary = {}
     for name in parts[0]:
         means, kls = parts[0][name]
@@ -78,9 +80,11 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
 def _moments(model: Program, guide: Program, x: Tensor) -> dict[str, tuple[Moments, Moments]]:
     """Moments over the datapoints of the posterior mean and of the KL divergence, per site."""
     guide_trace = trace(guide, (x,), {})
-    p = latent_sites(replay(model, guide_trace, (x,), {}))
+    p, q = latent_sites(replay(model, guide_trace, (x,), {})), guide_sites(guide_trace)
+    require_rows(q, len(x))
     found = {}
-    for name, site in guide_sites(guide_trace).items():
+    for name in p:
+        site = q[name]
         values = site["value"].reshape(len(x), -1)
         found[name] = (Moments.of(_mean(site["fn"], values)), Moments.of(_kl(site["fn"], p[name]["fn"], values)))
     return found

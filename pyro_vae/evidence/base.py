@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..arrays import as_batch
-from ..errors import ConfigError
+from ..errors import require_count
 from ..modules import evaluating, suited, unregistered
 from ..particles import particle_chunks
 from ..randomness import seeded
@@ -73,10 +73,9 @@ def summarise(
 
     Nothing is trained, Pyro's store is not written to, and the caller's generator stays where it is.
     """
-    if num_particles < 2:
-        raise ConfigError(f"num_particles={num_particles}: expected at least 2, since one draw has no error bar")
+    num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     x = suited(as_batch(x), model, guide)
-    pair = (unregistered()(model), unregistered()(guide))
+    pair = (unregistered(agreeing=True)(model), unregistered(agreeing=True)(guide))
     found: dict[int, Any] = {}
     with (
         torch.no_grad(),

@@ -44,7 +44,8 @@ def importance(
 
     Errors:
         DataError: for empty or non-finite data.
-        PairError: for a model and guide that are not such a pair.
+        PairError: for a model and guide that are not such a pair, or a guide that draws from a point mass.
+        StaleParamStoreError: if Pyro's store holds other values for the pair's parameters than its modules do.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)  https://arxiv.org/abs/1509.00519

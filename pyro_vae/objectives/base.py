@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Objective", "ObjectiveModule"]
 
+import inspect
 from typing import Any
 
 import pyro.infer
@@ -12,9 +13,9 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from ..errors import ConfigError, PairError
+from ..errors import ConfigError, PairError, require_count
 from ..modules import leaves, modules_behind, unregistered
-from ..sites import Sites, Vectorized, draw_sites, vectorizes
+from ..sites import Sites, Vectorized, Verdicts, draw_sites
 from ..traces import Program, replay, trace
 
 
@@ -43,13 +44,16 @@ class Objective(pyro.infer.ELBO):
     gradients: tuple[str, ...] = ("total",)
 
     def __init__(self, *, num_particles: int = 1, gradient: str = "total") -> None:
-        if num_particles < 1:
-            raise ConfigError(f"num_particles={num_particles}: expected at least 1")
+        num_particles = require_count("num_particles", num_particles)
         if gradient not in self.gradients:
             raise ConfigError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.gradient = gradient
-        self._vectorized: dict[tuple[Any, ...], Vectorized] = {}
+        self._verdicts = Verdicts()
+
+    def __repr__(self) -> str:
+        options = (f"{name}={getattr(self, name, ...)!r}" for name in inspect.signature(type(self)).parameters)
+        return f"{type(self).__name__}({', '.join(options)})"
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         """The bound, to maximise, in nats per datapoint."""
@@ -91,24 +95,16 @@ class Objective(pyro.infer.ELBO):
     def _sites(
         self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, analytic_kl: bool = False
     ) -> Sites:
+        one = Vectorized(model=True, guide=True)  # nobody need be asked about a single particle
         return draw_sites(
             model,
             guide,
             args,
             kwargs,
             num_particles=self.num_particles,
-            vectorized=self._asked(model, guide, args, kwargs),
+            vectorized=one if self.num_particles == 1 else self._verdicts.of(model, guide, args, kwargs),
             analytic_kl=analytic_kl,
         )
-
-    def _asked(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Vectorized:
-        """What :func:`vectorizes` says, asked once per pair and batch size; a single particle need not be asked."""
-        if self.num_particles == 1:
-            return Vectorized(model=True, guide=True)
-        key = (model, guide, *(arg.shape for arg in args if isinstance(arg, Tensor)))
-        if key not in self._vectorized:
-            self._vectorized[key] = vectorizes(model, guide, args, kwargs)
-        return self._vectorized[key]
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         return self.bound(sites.log_w)
@@ -150,6 +146,10 @@ class ObjectiveModule(nn.Module):
         # In a tuple, so that a model that is a module itself is not registered a second time.
         self.pair = (unregistered()(model), unregistered()(guide))
         self._all_owned = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy owns copies of the parameters; functions that close over the original still use the original's.
+        super().__setstate__({**state, "_all_owned": False})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         bound, scale = self.bound_and_scale(*args, **kwargs)
