@@ -97,9 +97,10 @@ def find_device(device: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): use auto") from None
+        torch.ones((), device=place).item()  # "meta" has tensors, but nothing in them
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0].split(". ")[0]
+        raise DeviceError(f"device {device!r} cannot be used here ({why}): use auto") from None
     return place
 
 

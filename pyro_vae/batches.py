@@ -46,5 +46,5 @@ def fingerprint(data: Any, name: str) -> dict[str, str]:
     return {name: hashlib.sha256(some.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]}
 
 
-_ARRAYS = (Tensor, list, tuple, dict)
+_ARRAYS = (Tensor, list, tuple, dict, str, bytes)
 _MARKS = ("__array__", "tocsr")

@@ -8,8 +8,10 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import json
+import os
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +20,17 @@ from tyro.conf import Positional
 
 from .config import TrainConfig
 from .errors import NonFiniteLossError, PyroVaeError, require_count
+from .parsing import parse
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
     from .runs import Run
 
 INTERRUPTED = 130
+RunFolder = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+DataDir = Annotated[
+    str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the run's, $PYRO_VAE_DATA or data)")
+]
 
 
 def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")], json: bool = False) -> int:
@@ -37,12 +44,12 @@ def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")], json: bool = F
     return _report(runs.train(config), json)
 
 
-def resume(run: Positional[Path], data_dir: str | None = None, json: bool = False) -> int:
+def resume(run: RunFolder, data_dir: DataDir = None, json: bool = False) -> int:
     """Go on with an interrupted run.
 
     Args:
         run: The run folder.
-        data_dir: torchvision's data folder, if not the run's.
+        data_dir: torchvision's data folder.
         json: Print the result as JSON.
     """
     from . import runs
@@ -51,10 +58,10 @@ def resume(run: Positional[Path], data_dir: str | None = None, json: bool = Fals
 
 
 def evaluate(
-    run: Positional[Path],
+    run: RunFolder,
     num_particles: int = 5000,
     seed: int = 0,
-    data_dir: str | None = None,
+    data_dir: DataDir = None,
     json: bool = False,
 ) -> int:
     """Estimate a run's ELBO, IWAE bound and log p(x) on the test images.
@@ -63,7 +70,7 @@ def evaluate(
         run: The run folder.
         num_particles: Draws per image for log p(x).
         seed: Of the draws.
-        data_dir: torchvision's data folder, if not the run's.
+        data_dir: torchvision's data folder.
         json: Print the result as JSON.
     """
     from . import runs
@@ -74,8 +81,8 @@ def evaluate(
     return 0
 
 
-def sample(run: Positional[Path], num: int = 100, seed: int = 0, json: bool = False) -> int:
-    """Draw new images from a run's model, as an .npz file and a picture.
+def sample(run: RunFolder, num: int = 100, seed: int = 0, json: bool = False) -> int:
+    """Draw from a run's model: z, x and the mean E[x | z] as an .npz file, and a picture of the first 100 means.
 
     Args:
         run: The run folder.
@@ -90,12 +97,12 @@ def sample(run: Positional[Path], num: int = 100, seed: int = 0, json: bool = Fa
     return 0
 
 
-def plot(run: Positional[Path], data_dir: str | None = None, json: bool = False) -> int:
+def plot(run: RunFolder, data_dir: DataDir = None, json: bool = False) -> int:
     """Draw a run's pictures again.
 
     Args:
         run: The run folder.
-        data_dir: torchvision's data folder, if not the run's.
+        data_dir: torchvision's data folder.
         json: Print the paths as JSON.
     """
     from . import runs
@@ -106,21 +113,37 @@ def plot(run: Positional[Path], data_dir: str | None = None, json: bool = False)
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; exit 2 for input that cannot be used, 1 for a run that failed, 130 after Ctrl-C."""
-    commands = {"train": train, "resume": resume, "evaluate": evaluate, "sample": sample, "plot": plot}
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]:
+        print(version("pyro-vae"))
+        sys.exit(0)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
-            status = tyro.extras.subcommand_cli_from_dict(
-                commands, prog="pyro-vae", args=args, config=(tyro.conf.OmitArgPrefixes,), description=_ABOUT
-            )
+            status = parse(_COMMANDS, args, prog="pyro-vae", about=_ABOUT)()
+        sys.stdout.flush()  # while what goes wrong with it can still be said
     except PyroVaeError as error:
-        print(f"pyro-vae: {error}", file=sys.stderr)
-        status = 1 if isinstance(error, NonFiniteLossError) else 2
+        status = _say(error, 1 if isinstance(error, NonFiniteLossError) else 2)
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        status = _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        status = _say(f"{error.filename or 'the result'} cannot be read or written ({error.strerror})", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "alloc" not in str(error).lower():
+            raise
+        status = _say("out of memory: use fewer or smaller layers, latents, particles or samples", 1)
     sys.exit(status)
 
 
+def _say(message: object, status: int) -> int:
+    print(f"pyro-vae: {message}", file=sys.stderr)
+    return status
+
+
+_COMMANDS = {"train": train, "resume": resume, "evaluate": evaluate, "sample": sample, "plot": plot}
 _ABOUT = "Variational autoencoders as Pyro programs: train one, get its ELBO, IWAE bound and log p(x), and look at it."
 
 

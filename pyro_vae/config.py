@@ -8,9 +8,9 @@ import dataclasses
 import difflib
 import math
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from .errors import ConfigError, require_count
 
@@ -30,8 +30,8 @@ class TrainConfig:
     """The data. `digits` are embedded; the others come through torchvision."""
     preset: Literal["mlp", "burda"] = "mlp"
     """The networks: `mlp`, or `burda`, the one-layer network of the IWAE paper (tanh, 200-200)."""
-    latent_dim: int | None = None
-    """The number of latent dimensions; by default 2, and 50 for `burda`."""
+    latent_dim: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 2; burda: 50)")] = None
+    """The number of latent dimensions."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the encoder's hidden layers; the decoder mirrors them."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
@@ -40,9 +40,14 @@ class TrainConfig:
     """A Gaussian's sigma: made by the decoder, learned per pixel, or a number."""
     relaxed: bool = False
     """Accept grey values under a Bernoulli: a cross-entropy, not a log-density."""
-    binarise: Literal["static", "dynamic", "threshold", "none"] | None = None
-    """How training images are presented; by default `dynamic` under a Bernoulli, else `none`. Test images are
-    binarised once."""
+    binarise: Annotated[
+        Literal["static", "dynamic", "threshold", "none"] | None,
+        arg(
+            metavar="{static,dynamic,threshold,none}",
+            help_behavior_hint="(default: dynamic under a Bernoulli of binary pixels, else none)",
+        ),
+    ] = None
+    """How training images are presented: binarised once, anew each time (test images once), cut at 1/2, or grey."""
     binarise_seed: int = 0
     """The stored seed of everything that is binarised once. Independent of --seed, so that runs share a test set."""
     objective: Literal["elbo", "iwae"] = "elbo"
@@ -51,8 +56,8 @@ class TrainConfig:
     """Draws of z per datapoint and step."""
     analytic_kl: bool = False
     """Use the closed form of the ELBO's KL term."""
-    num_epochs: int | None = None
-    """Passes over the training data; by default 200 for `digits`, 20 for the others."""
+    num_epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20; digits: 200)")] = None
+    """Passes over the training data."""
     batch_size: int = 64
     """Images per step."""
     learning_rate: float = 3e-3
@@ -61,11 +66,11 @@ class TrainConfig:
     """How the learning rate falls."""
     adam_eps: float = 1e-8
     """Adam's epsilon (1e-4 in the IWAE paper)."""
-    max_grad_norm: float | None = None
+    max_grad_norm: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: do not)")] = None
     """Clip gradients to this norm."""
     validation: float = 0.1
     """The share of the training images held out to watch the bound on; 0 for none."""
-    patience: int | None = None
+    patience: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: do not)")] = None
     """Stop after this many epochs without a better validation bound, and keep the best weights."""
     eval_particles: int = 500
     """Draws per test image for log p(x)."""
@@ -73,12 +78,12 @@ class TrainConfig:
     """Of the starting weights, the order of the data, and all draws."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
-    data_dir: str | None = None
-    """torchvision's data folder; by default $PYRO_VAE_DATA, else `data`."""
+    data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: $PYRO_VAE_DATA or data)")] = None
+    """torchvision's data folder."""
     download: bool = False
     """Fetch missing data from the network."""
-    out: str | None = None
-    """The run folder; by default the next free `runs/DATASET-N`."""
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: the next free runs/DATASET-N)")] = None
+    """The run folder, new or empty."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():  # JSON has no parser that would do it
@@ -96,6 +101,8 @@ class TrainConfig:
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name}={value}: expected a positive number")
         require_count("eval_particles", self.eval_particles, least=2, why=", since one draw has no error bar")
+        if self.out is not None and not self.out.strip():
+            raise ConfigError(f"out={self.out!r}: expected the name of a folder")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation={self.validation}: expected a share in [0, 1)")
         if self.patience is not None and self.validation == 0:

@@ -163,6 +163,9 @@ def _like_mnist(class_name: str) -> Callable[[str, Path, bool], Dataset]:
         with _one_line(name, root / class_name / "raw"):
             make = getattr(datasets, class_name)
             train, test = (make(str(root), train=part, download=download) for part in (True, False))
+            for part in (train, test):
+                if len(part.data) != len(part.targets):
+                    raise ValueError(f"{len(part.data)} images, {len(part.targets)} labels")
         return Dataset(name, train.data, train.targets, test.data, test.targets, 255)
 
     return read
@@ -188,7 +191,7 @@ def _one_line(name: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torchvision's readers fail in any way on a damaged file
-        found = (str(error) or type(error).__name__).splitlines()[0]
+        found = (str(error) or f"{type(error).__name__} in torchvision").splitlines()[0]
         if found.startswith("Dataset not found"):
             raise DataError(
                 f"{name}: not found: put the raw files into {folder}, name another root (--data-dir, data_dir= or "
@@ -197,7 +200,8 @@ def _one_line(name: str, folder: Path) -> Iterator[None]:
         if found.startswith("Error downloading"):
             raise DataError(f"{name}: download failed ({found})") from error
         raise DataError(
-            f"{name}: the files in {folder} cannot be read ({found}): delete that folder and get them again"
+            f"{name}: the files in {folder} cannot be read ({found}): delete that folder and get them again, "
+            "for instance with --download"
         ) from error
 
 

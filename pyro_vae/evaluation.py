@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
 from .evidence import LogEvidence, elbo, importance
+from .vae import VAE
 
 _FEW_DRAWS = 5  # below this many effective draws a standard error means little
 
@@ -27,6 +28,8 @@ class Evaluation(NamedTuple):
     latents: dict[str, LatentSummary]
     num_dimensions: int
     """The number of numbers in one datapoint, for bits per dimension."""
+    clamped_scales: dict[str, int]
+    """Of a VAE: how many scales are held by their bounds, see :meth:`~pyro_vae.VAE.clamped_scales`."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per estimate, in nats per datapoint unless named otherwise."""
@@ -50,6 +53,7 @@ class Evaluation(NamedTuple):
             "num_datapoints": len(self.elbo.value),
             "num_dimensions": self.num_dimensions,
             "estimates": [{key: _plain(value) for key, value in row.items()} for row in self.rows()],
+            "clamped_scales": self.clamped_scales,
             "latents": {
                 name: {
                     "num_active": summary.num_active,
@@ -64,9 +68,9 @@ class Evaluation(NamedTuple):
         lines = [f"{'':10}{'draws':>7}{'nats':>10}{'Monte-Carlo':>13}{'test set':>10}{'bits/dim':>10}{'ESS':>8}"]
         for row in self.rows():
             lines.append(
-                f"{row['estimate']:10}{row['num_particles']:>7}{row['nats']:>10.3f}"
-                f"{'± ' + format(row['monte_carlo_error'], '.3f'):>13}{'± ' + format(row['test_set_error'], '.2f'):>10}"
-                f"{row['bits_per_dimension']:>10.3f}{row['median_ess']:>8.1f}"
+                f"{row['estimate']:10}{row['num_particles']:>7}{_number(row['nats'], 3):>10}"
+                f"{'± ' + _number(row['monte_carlo_error'], 3):>13}{'± ' + _number(row['test_set_error'], 2):>10}"
+                f"{_number(row['bits_per_dimension'], 3):>10}{row['median_ess']:>8.1f}"
             )
         few = int((self.log_evidence.ess < _FEW_DRAWS).sum())
         if few:
@@ -81,6 +85,9 @@ class Evaluation(NamedTuple):
             total = summary.kl.sum().item()
             kl = "KL has no closed form" if math.isnan(total) else f"KL {total:.2f} nats"
             lines.append(f"active units of {name}: {active}, {kl}{note}")
+        for name, count in self.clamped_scales.items():
+            if count:
+                lines.append(f"scales of {name} held by their bounds: {count} in {len(self.elbo.value)} datapoints")
         return "\n".join(lines)
 
 
@@ -125,9 +132,15 @@ def evaluate(
         log_evidence=importance(model, guide, x, num_particles=num_particles, seed=seed, progress=progress),
         latents=latent_summary(model, guide, x, seed=seed),
         num_dimensions=x[0].numel(),
+        clamped_scales=pair.clamped_scales(x) if isinstance(pair, VAE) else {},
     )
 
 
 def _plain(value: Any) -> Any:
     """JSON has no word for a number that is not known, or infinite, but ``null``."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float, digits: int) -> str:
+    """A number that fits its column, whatever its size."""
+    return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.2g}"

@@ -19,7 +19,6 @@ from torch.distributions import Distribution
 
 from .arrays import require_finite
 from .errors import ConfigError, DataError
-from .nn import bounded
 
 
 class Likelihood(nn.Module):
@@ -37,6 +36,10 @@ class Likelihood(nn.Module):
     def check(self, x: Tensor) -> None:
         """Raise :class:`~pyro_vae.errors.DataError` unless ``x`` is finite and in the support."""
         require_finite(x)
+
+    def hits(self, params: Tensor) -> Tensor:
+        """How many scales are held by a bound, as a scalar tensor; 0 for a likelihood that has none."""
+        return torch.zeros((), dtype=torch.long)
 
     def output_bias(self, mean: Tensor) -> Tensor:
         """The decoder's output, ``param_shape``, at which E[x | z] is the given mean image."""
@@ -92,7 +95,8 @@ class Gaussian(Likelihood):
             the location and the log-scale; ``"learned"`` for one scale per pixel, learned and the same for all z; or a
             fixed number.
         min_scale, max_scale: Bounds on a learned or decoder-made scale. The lower one matters: a density of data that
-            never vary (the black border of images) grows without limit as the scale goes to zero.
+            never vary (the black border of images, or binary pixels) grows without limit as the scale goes to zero.
+            Where a scale is held by a bound its gradient is zero; :meth:`hits` counts these.
 
     Errors:
         DataError: for non-finite data, with the count and the first index.
@@ -130,9 +134,21 @@ class Gaussian(Likelihood):
 
     def forward(self, params: Tensor) -> Distribution:
         ndim = len(self.data_shape)
-        loc, log_scale = params.unbind(-1 - ndim) if self.from_decoder else (params, self.log_scale)
-        scale = bounded(log_scale, *self.log_bounds).exp()
+        loc, log_scale = self._parts(params)
+        scale = log_scale.clamp(*self.log_bounds).exp()
         return dist.Normal(loc, scale, validate_args=False).to_event(ndim)
+
+    def hits(self, params: Tensor) -> Tensor:
+        loc, log_scale = self._parts(params)
+        low, high = self.log_bounds
+        return ((log_scale < low) | (log_scale > high)).expand_as(loc).sum()
+
+    def _parts(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and log-scale."""
+        if self.from_decoder:
+            loc, log_scale = params.unbind(-1 - len(self.data_shape))
+            return loc, log_scale
+        return params, self.log_scale
 
     def output_bias(self, mean: Tensor) -> Tensor:
         return torch.stack([mean, torch.zeros_like(mean)]) if self.from_decoder else mean

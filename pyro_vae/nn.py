@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MLP", "bounded"]
+__all__ = ["MLP"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -65,18 +65,6 @@ class MLP(nn.Module):
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         return last.bias.view(self.out_shape)
-
-
-def bounded(x: Tensor, low: float, high: float) -> Tensor:
-    """``x`` clamped to ``[low, high]``, with the gradient of ``x``: what has hit a bound can come back from it.
-
-    Example:
-        >>> x = torch.tensor([-3.0, 0.5], requires_grad=True)
-        >>> bounded(x, -1.0, 1.0).sum().backward()
-        >>> bounded(x, -1.0, 1.0).detach(), x.grad
-        (tensor([-1.0000,  0.5000]), tensor([1., 1.]))
-    """
-    return x.detach().clamp(low, high) + (x - x.detach()).nan_to_num(0.0)  # inf - inf
 
 
 def _shape(shape: Shape) -> tuple[int, ...]:

@@ -10,14 +10,13 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .nn import bounded
-
 
 class DiagonalNormal(nn.Module):
     r"""Diagonal Gaussian :math:`q(z \mid x) = \mathcal N(\mu(x), \mathrm{diag}\,\sigma(x)^2)` with a bounded scale.
 
     The encoder returns ``[*lead, 2, latent_dim]``: the location and the log-scale. The log-scale is clamped, so that no
-    input can make :math:`\sigma` zero or infinite; :meth:`hits` counts how often that happened.
+    input can make :math:`\sigma` zero or infinite; :meth:`hits` counts how often that happened. Where it is clamped its
+    gradient is zero, as it should be: passed on, it would push ever further beyond the bound.
 
     Arguments:
         latent_dim: The number of latent dimensions.
@@ -41,7 +40,7 @@ class DiagonalNormal(nn.Module):
 
     def forward(self, params: Tensor) -> Distribution:
         loc, log_scale = params.unbind(-2)
-        scale = bounded(log_scale, *self.log_bounds).exp()
+        scale = log_scale.clamp(*self.log_bounds).exp()
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def hits(self, params: Tensor) -> Tensor:

@@ -17,19 +17,16 @@ from torch import Tensor
 
 from . import data, plot
 from .arrays import find_device
+from .assembly import Split, build, objective_of, protocol, split
 from .checkpoint import load, save
 from .config import TrainConfig, run_folder
 from .errors import CheckpointError, ConfigError
 from .evaluation import Evaluation, evaluate
 from .files import replace_file
-from .objectives import ELBO, IWAE, Objective
-from .presets import burda_vae, mlp_vae
 from .randomness import seeded
 from .training import fit
-from .training_state import Epoch, History
+from .training_state import Epoch, History, previous, read_epochs
 from .vae import VAE
-
-Split = tuple[data.Pixels, data.Pixels | None, Tensor, Tensor]
 
 
 class Run(NamedTuple):
@@ -48,7 +45,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Run:
     """Train, evaluate and draw, in a new folder.
 
     Errors:
-        ConfigError: if the folder already holds a run.
+        ConfigError: if the folder already holds a run, or anything else.
         DataError: for missing data, or data that do not suit the likelihood.
     """
     config = config.resolved()
@@ -57,23 +54,31 @@ def train(config: TrainConfig, *, progress: bool = True) -> Run:
         raise ConfigError(
             f"{folder} already holds a run: choose another --out, or go on with `pyro-vae resume {folder}`"
         )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty, and a run might write over what is there: choose another --out")
     find_device(config.device)
     source = data.load(config.dataset, data_dir=config.data_dir, download=config.download)
-    split = _split(config, source)
+    parts = split(config, source)
     with seeded(config.seed, "start"):
-        _build(config, split[0]).likelihood.check(split[2])  # before there is a folder that would be in the way
+        build(config, parts[0]).likelihood.check(parts[2])  # before there is a folder that would be in the way
     _write_json(folder / "config.json", config.to_dict())
-    return _train(config, folder, split, progress)
+    try:
+        return _train(config, folder, parts, progress)
+    finally:
+        if not (folder / _CHECKPOINT).exists() and not (folder / _MODEL).exists():
+            (folder / "config.json").unlink()  # nothing has come of it that would be in the way of another try
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def resume(folder: str | Path, *, data_dir: str | None = None, progress: bool = True) -> Run:
     """Go on with a run that was interrupted; the result is that of an uninterrupted one, bit for bit."""
     config = _config(folder)
     folder = Path(folder)
-    if (folder / "model.safetensors").exists():
+    if (folder / _MODEL).exists():
         raise ConfigError(f"{folder} is complete: look at it with `pyro-vae evaluate {folder}` or `plot`")
     source = data.load(config.dataset, data_dir=data_dir or config.data_dir)
-    return _train(config, folder, _split(config, source), progress)
+    return _train(config, folder, split(config, source), progress)
 
 
 def evaluate_run(
@@ -81,14 +86,14 @@ def evaluate_run(
 ) -> tuple[Evaluation, str]:
     """Evaluate a run's model on the test images again; the result, and what it refers to, in words."""
     config, vae = load_run(folder)
-    _, _, x_test, _ = _split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
+    _, _, x_test, _ = split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
     found = evaluate(vae, x_test, num_particles=num_particles, seed=seed, progress=progress)
     _write_json(Path(folder) / f"evaluation-{num_particles}-seed-{seed}.json", _record(config, found, seed))
     return found, protocol(config, x_test)
 
 
 def sample_run(folder: str | Path, *, num: int = 100, seed: int = 0) -> list[Path]:
-    """Draw from a run's model: ``samples-NUM.npz`` with z, x and E[x | z], and a picture of the last."""
+    """Draw from a run's model: ``samples-NUM.npz`` with z, x and E[x | z], and a picture of the first 100 means."""
     _, vae = load_run(folder)
     with torch.no_grad(), seeded(seed, "sample"):
         z = vae.prior().sample(torch.Size([num]))
@@ -98,7 +103,8 @@ def sample_run(folder: str | Path, *, num: int = 100, seed: int = 0) -> list[Pat
     arrays = io.BytesIO()
     np.savez_compressed(arrays, z=z.numpy(), x=x.numpy(), mean=mean.numpy())
     replace_file(base.with_suffix(".npz"), arrays.getvalue())
-    plot.save(plot.images(mean, title=_SAMPLES_TITLE), base.with_suffix(".png"))
+    title = _SAMPLES_TITLE + (f" (the first {_MOST_PICTURES} of {num})" if num > _MOST_PICTURES else "")
+    plot.save(plot.images(mean[:_MOST_PICTURES], title=title), base.with_suffix(".png"))
     return [base.with_suffix(".npz"), base.with_suffix(".png")]
 
 
@@ -106,48 +112,33 @@ def plot_run(folder: str | Path, *, data_dir: str | None = None) -> list[Path]:
     """Draw a run's pictures again."""
     config, vae = load_run(folder)
     source = data.load(config.dataset, data_dir=data_dir or config.data_dir)
-    _, _, x_test, y_test = _split(config, source)
-    rows = (Path(folder) / "history.csv").read_text().splitlines()[1:]
-    epochs = [Epoch(int(e), int(s), *map(float, rest)) for e, s, *rest in (row.split(",") for row in rows)]
-    return _draw(config, Path(folder), vae, epochs, x_test, y_test)
+    _, _, x_test, y_test = split(config, source)
+    return _draw(config, Path(folder), vae, read_epochs(Path(folder) / "history.csv"), x_test, y_test)
 
 
 def load_run(folder: str | Path) -> tuple[TrainConfig, VAE]:
     """A run's configuration and trained model."""
     config = _config(folder)
-    path = Path(folder) / "model.safetensors"
+    path = Path(folder) / _MODEL
     if not path.exists():
         raise CheckpointError(path, f"does not exist: the run is not complete, go on with `pyro-vae resume {folder}`")
     return config, load(path)
 
 
-def protocol(config: TrainConfig, x_test: Tensor) -> str:
-    """What the numbers refer to, in one line."""
-    shape = " x ".join(map(str, x_test.shape[1:]))
-    if config.binarise in ("static", "dynamic"):
-        how = f"binarised once (seed {config.binarise_seed}; training: {config.binarise})"
-    else:
-        how = {"threshold": "binarised at 1/2", "none": "grey levels in [0, 1]"}[str(config.binarise)]
-    grey = config.relaxed and config.binarise == "none"
-    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if grey else config.likelihood.capitalize()
-    if config.likelihood == "gaussian":
-        what += f" ({config.likelihood_scale} scale; a density, which may exceed 1)"
-    return f"{config.dataset} test set: {len(x_test)} images of {shape}, {how}; likelihood: {what}"
-
-
+_CHECKPOINT, _MODEL = "training.safetensors", "model.safetensors"
 _SAMPLES_TITLE = "samples: E[x | z] for z drawn from the prior"
+_MOST_PICTURES = 100
 
 
-def _train(config: TrainConfig, folder: Path, split: Split, progress: bool) -> Run:
+def _train(config: TrainConfig, folder: Path, parts: Split, progress: bool) -> Run:
     assert config.num_epochs is not None
-    x_train, x_validation, x_test, y_test = split
+    x_train, x_validation, x_test, y_test = parts
     with seeded(config.seed, "start"):
-        vae = _build(config, x_train)
-    checkpoint = folder / "training.safetensors"
+        vae = build(config, x_train)
     history = fit(
         vae,
         x_train,
-        objective=_objective(config),
+        objective=objective_of(config),
         num_epochs=config.num_epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -159,61 +150,24 @@ def _train(config: TrainConfig, folder: Path, split: Split, progress: bool) -> R
         seed=config.seed,
         device=config.device,
         progress=progress,
-        checkpoint=checkpoint,
+        checkpoint=folder / _CHECKPOINT,
     )
     history.to_csv(folder / "history.csv")
     if history.interrupted:
         return Run(folder, config, history, protocol(config, x_test), None, [])
-    found = evaluate(vae, x_test, num_particles=config.eval_particles, seed=config.seed, progress=progress)
+    try:
+        found = evaluate(vae, x_test, num_particles=config.eval_particles, seed=config.seed, progress=progress)
+    except KeyboardInterrupt:  # everything is in the checkpoint
+        return Run(folder, config, history, protocol(config, x_test), None, [])
     vae.cpu()
     record = _record(config, found, config.seed)
     record["training"] = {"epochs": len(history.epochs), "seconds": history.epochs[-1].seconds}
-    record["clamped_scales"] = vae.clamped_scales(x_test)
     _write_json(folder / "evaluation.json", record)
     pictures = _draw(config, folder, vae, history.epochs, x_test, y_test)
-    save(vae, folder / "model.safetensors")  # last: its presence says that the run is complete
-    for left in folder.glob("*training.safetensors*"):
-        left.unlink()
+    save(vae, folder / _MODEL)  # last: its presence says that the run is complete
+    for left in (folder / _CHECKPOINT, previous(folder / _CHECKPOINT)):
+        left.unlink(missing_ok=True)
     return Run(folder, config, history, protocol(config, x_test), found, pictures)
-
-
-def _split(config: TrainConfig, source: data.Dataset) -> Split:
-    """Training and validation images as they are presented; test images and labels, fixed once and for all."""
-    assert config.binarise is not None
-    num_held_out = round(config.validation * len(source.x_train))
-    cut = len(source.x_train) - num_held_out
-    once = "static" if config.binarise == "dynamic" else config.binarise
-
-    def presented(x: Tensor, binarise: data.Binarisation, stream: int) -> data.Pixels:
-        # The test set has the seed that the record names; the other images must not share its draws.
-        return data.Pixels(x, binarise, max_value=source.max_value, seed=config.binarise_seed + 1_000_000 * stream)
-
-    with seeded(config.binarise_seed, "held out"):  # files may be sorted, so not just their end
-        order = torch.randperm(len(source.x_train)) if num_held_out else torch.arange(cut)
-    train = presented(source.x_train[order[:cut]], config.binarise, 1)
-    held_out = presented(source.x_train[order[cut:]], once, 2) if num_held_out else None
-    return train, held_out, presented(source.x_test, once, 0)[:], source.y_test
-
-
-def _build(config: TrainConfig, x_train: data.Pixels) -> VAE:
-    assert config.latent_dim is not None
-    if config.preset == "burda":
-        return burda_vae(data_shape=x_train.shape, latent_dim=config.latent_dim, data_mean=x_train.mean)
-    return mlp_vae(
-        data_shape=x_train.shape,
-        latent_dim=config.latent_dim,
-        hidden=config.hidden,
-        likelihood=config.likelihood,
-        likelihood_scale=config.likelihood_scale,
-        relaxed=config.relaxed,
-        data_mean=x_train.mean,
-    )
-
-
-def _objective(config: TrainConfig) -> Objective:
-    if config.objective == "iwae":
-        return IWAE(num_particles=config.num_particles)
-    return ELBO(num_particles=config.num_particles, analytic_kl=config.analytic_kl)
 
 
 def _draw(
@@ -223,7 +177,9 @@ def _draw(
     with seeded(config.seed, "pictures"), torch.no_grad():
         z = vae.prior().sample(torch.Size([100]))
         drawn: dict[str, Callable[[], Any]] = {
-            "history": lambda: plot.history(epochs, title=f"{config.dataset}: {config.objective.upper()}"),
+            "history": lambda: plot.history(
+                epochs, title=f"{config.dataset}, {config.likelihood}: {config.objective.upper()}"
+            ),
             "reconstructions": lambda: plot.reconstructions(
                 x_test[:12], vae.reconstruct(x_test[:12]), title="test images and E[x | z] at z = E[z | x]"
             ),
@@ -259,15 +215,17 @@ def _config(folder: str | Path) -> TrainConfig:
     path = Path(folder) / "config.json"
     try:
         options = json.loads(path.read_text())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{folder} is not a run: expected a folder with config.json, made by `pyro-vae train`"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
     if not isinstance(options, dict):
         raise ConfigError(f"{path}: expected a JSON object of options, found {type(options).__name__}")
-    return TrainConfig.from_dict(options)
+    return TrainConfig.from_dict(options).resolved()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

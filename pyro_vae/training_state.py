@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Epoch", "History", "TrainingState"]
+__all__ = ["Epoch", "History", "TrainingState", "previous", "read_epochs"]
 
 import csv
 import io
@@ -47,6 +47,24 @@ class History(NamedTuple):
         writer.writerow(Epoch._fields)
         writer.writerows(self.epochs)
         replace_file(path, text.getvalue().encode())
+
+
+def read_epochs(path: str | Path) -> list[Epoch]:
+    """What :meth:`History.to_csv` wrote.
+
+    Errors:
+        CheckpointError: for a file that cannot be read, or holds something else.
+    """
+    try:
+        with open(path, newline="") as file:
+            header, *rows = csv.reader(file)
+        if tuple(header) != Epoch._fields or not rows:
+            raise ValueError
+        return [Epoch(int(epoch), int(step), *map(float, rest)) for epoch, step, *rest in rows]
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError):
+        raise CheckpointError(path, f"is no history: expected rows of {', '.join(Epoch._fields)}") from None
 
 
 class TrainingState:
@@ -123,12 +141,12 @@ class TrainingState:
             tensors |= _flat(entry, f"optimiser.{index}")
         counters = {name: getattr(self, name) for name in _COUNTERS}
         metadata = {"training": counters, "identity": identity}
-        write(path, tensors, metadata, previous=_previous(path) if self._last_is_good else None)
+        write(path, tensors, metadata, previous=previous(path) if self._last_is_good else None)
         self._last_is_good = True
 
     def resume(self, path: Path, identity: dict[str, Any]) -> None:
         """Go on from ``path`` if it exists; from the previous file, with a warning, if it is damaged."""
-        candidates = [file for file in (path, _previous(path)) if file.exists()]
+        candidates = [file for file in (path, previous(path)) if file.exists()]
         for number, file in enumerate(candidates, 1):
             try:
                 tensors, metadata = read(file)
@@ -172,7 +190,8 @@ class TrainingState:
 _COUNTERS = ("epochs", "offset", "step", "bound_sum", "seconds", "best_epoch", "best_bound")
 
 
-def _previous(path: Path) -> Path:
+def previous(path: Path) -> Path:
+    """Where the state before the last one is kept."""
     return path.with_name(f"previous-{path.name}")
 
 

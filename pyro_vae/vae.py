@@ -123,11 +123,17 @@ class VAE(nn.Module):
             return self.decode(self.encode(x).mean).mean
 
     @torch.no_grad()
-    def clamped_scales(self, x: Any) -> int:
-        """How many scales of q(z | x) are held by the posterior's bounds; anything above 0 deserves a look."""
+    def clamped_scales(self, x: Any) -> dict[str, int]:
+        """How many scales are at their bounds, of q(z | x) and, at its mean, of p(x | z): ``{"z": ..., "x": ...}``.
+
+        Anything above 0 deserves a look.
+        """
         x = self._checked(x, batch=True)
         with evaluating(self):
-            return int(self.posterior.hits(self.encoder(x).reshape(len(x), *self.posterior.param_shape)))
+            held = {"z": self.posterior.hits(self.encoder(x).reshape(len(x), *self.posterior.param_shape))}
+            output = self.decoder(self._posterior(x).mean).reshape(len(x), *self.likelihood.param_shape)
+            held["x"] = self.likelihood.hits(output)
+        return {site: int(count) for site, count in held.items()}
 
     def _posterior(self, x: Tensor) -> Distribution:
         lead = x.shape[: x.ndim - len(self.data_shape)]

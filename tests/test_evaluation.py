@@ -170,7 +170,8 @@ def test_a_vae_and_its_pair_are_evaluated_alike():
     vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,))
     x = torch.ones(5, 6)
     as_pair = pv.evaluate((vae.model, vae.guide), x, num_particles=10)
-    assert pv.evaluate(vae, x.numpy().astype(bool), num_particles=10).to_dict() == as_pair.to_dict()
+    as_vae = pv.evaluate(vae, x.numpy().astype(bool), num_particles=10)
+    assert as_vae._replace(clamped_scales={}).to_dict() == as_pair.to_dict()
 
 
 # --- What it says -------------------------------------------------------------------------------------------------

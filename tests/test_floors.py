@@ -26,7 +26,9 @@ checkpoint
 evaluation plot training_state
 training
 config
+assembly
 runs
+parsing
 cli
 __main__
 """
@@ -37,7 +39,7 @@ OWNERS = {
     "sklearn": {"data"},
     "torchvision": {"data"},
     "tqdm": {"training", "evidence.base"},
-    "tyro": {"cli", "config"},
+    "tyro": {"cli", "config", "parsing"},
 }
 FAMILIES = {"diagnostics", "evidence", "objectives"}  # mutually blind
 RANK = {room: rank for rank, row in enumerate(FLOORS.split("\n")) for room in row.split()}

@@ -175,6 +175,7 @@ def test_a_scale_that_is_learned_is_bounded(name):
         with torch.no_grad():
             (params[1] if likelihood.from_decoder else likelihood.log_scale).fill_(log_scale)
         assert math.isclose(likelihood(params).stddev[0].item(), bound, rel_tol=1e-5)
+        assert likelihood.hits(params.expand(3, *params.shape)) == 6  # two pixels of three datapoints
 
 
 def test_a_fixed_scale_is_taken_as_it_is():
@@ -269,6 +270,24 @@ def test_posterior_clamps_its_scale_and_counts_the_hits():
     assert posterior.hits(params) == 10  # locations do not count
     assert posterior.hits(params[..., 1:3]) == 0
     assert posterior.hits(torch.zeros(5, 2, 4)) == 0
+
+
+def test_a_scale_is_not_pushed_beyond_its_bound():
+    # Were the gradient passed on, the density of the same value would be raised for ever without getting any higher.
+    for log_scale, bound in ((-50.0, math.log(0.01)), (50.0, math.log(100.0))):
+        params = torch.tensor([[0.0], [log_scale]], requires_grad=True)
+        value = Gaussian((1,))(params).log_prob(torch.full((1,), 0.0 if log_scale < 0 else 1e4))
+        (gradient,) = torch.autograd.grad(value, params)
+        assert gradient[1] == 0
+        inside = torch.tensor([[0.0], [bound - math.copysign(1e-3, bound)]], requires_grad=True)
+        value = Gaussian((1,))(inside).log_prob(torch.full((1,), 0.0 if log_scale < 0 else 1e4))
+        (gradient,) = torch.autograd.grad(value, inside)
+        assert gradient[1].sign() == math.copysign(1, log_scale)
+
+
+def test_an_infinite_log_scale_is_clamped_like_any_other():
+    params = torch.tensor([[0.0, 0.0], [math.inf, -math.inf]])
+    torch.testing.assert_close(DiagonalNormal(2)(params).stddev, torch.tensor([1e4, 1e-4]))
 
 
 def test_clamped_scales_still_pass_the_gradient_of_the_location():

@@ -23,6 +23,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.config import TrainConfig
 from pyro_vae.errors import ConfigError
+from pyro_vae.training_state import Epoch
 
 TINY = ("train", "digits", "--num-epochs", "2", "--eval-particles", "10", "--hidden", "16", "--device", "cpu")
 PICTURES = {"history.png", "reconstructions.png", "samples.png"}
@@ -126,7 +127,7 @@ def test_evaluation_says_what_it_belongs_to(run):
     assert (found["config"]["latent_dim"], found["config"]["binarise"]) == (2, "dynamic")  # the defaults, written out
     assert found["training"]["epochs"] == 2
     assert found["training"]["seconds"] > 0
-    assert found["clamped_scales"] == 0
+    assert found["clamped_scales"] == {"z": 0, "x": 0}
     assert found["versions"]["pyro-vae"] == pv.__version__
     nats = [row["nats"] for row in found["estimates"]]
     assert all(-64 * math.log(2) < value < -15 for value in nats)  # better than fair coins, worse than a trained model
@@ -309,11 +310,10 @@ def test_an_existing_run_is_refused_and_stays_as_it_is(run):
 
 
 def refused(*args):
-    """What the parser of the command line refuses, in its own frame."""
+    """What the parser of the command line says of words that it does not understand."""
     answer = cli(*args)
-    assert answer.status == 2
-    assert answer.out == ""
-    return " ".join(answer.err.split())
+    assert_one_line(answer)
+    return answer.err
 
 
 @pytest.mark.parametrize(
@@ -322,13 +322,17 @@ def refused(*args):
 def test_unknown_flag_gets_the_nearest_spelling(flag, meant):
     text = refused("train", flag, "3")
     assert f"Unrecognized options: {flag}" in text
-    assert re.search(rf"Perhaps you meant:.*{meant}\b", text)
+    assert text.endswith(f": did you mean {meant}?\n")
 
 
 @pytest.mark.parametrize(
     ("args", "pattern"),
     [
-        (["tran"], "Available subcommands: train"),
+        (["tran"], r"tran: did you mean train\?"),
+        (["elephant"], "elephant: see `pyro-vae --help`"),
+        (["train", "mnsit"], r"did you mean mnist\?"),
+        (["train", "--likelihood", "gausian"], r"did you mean gaussian\?"),
+        (["train", "--num-epochs", "x"], r"--num-epochs: no type matching INT .*'x'"),
         ([], "train"),
         (["train", "imagenet"], "fashion_mnist"),
         (["train", "--objective", "vae"], "elbo.*iwae"),
@@ -360,6 +364,8 @@ def test_words_that_the_parser_does_not_know_exit_2(args, pattern):
         (["--likelihood", "gaussian", "--likelihood-scale", "nan"], "scale"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "abacus"], "abacus"),
+        (["--device", "meta"], "meta"),
+        (["--validation", "0.9999"], "validation=0.9999 leaves none"),
         (["--data-dir", "nowhere", "mnist"], "mnist: not found.*nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -382,6 +388,73 @@ def test_a_file_in_place_of_the_run_folder_is_one_line(tmp_path):
     (tmp_path / "run").write_text("mine")
     assert_one_line(cli(*TINY, "--out", tmp_path / "run"), "run/config.json: cannot be written")
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "samples.png").write_text("mine")
+    assert_one_line(cli(*TINY, "--out", tmp_path), "is not empty")
+    assert content(tmp_path) == {"samples.png": b"mine"}
+
+
+def test_a_failed_start_is_not_in_the_way_of_the_next_one(tmp_path):
+    failed = cli(*TINY, "--learning-rate", "1e38", "--out", tmp_path / "run")
+    assert failed.status == 1
+    assert failed.err.count("\n") == 1
+    succeed(*TINY, "--out", tmp_path / "run")
+
+
+def test_ctrl_c_while_evaluating_says_how_to_go_on(tmp_path, monkeypatch):
+    def strike(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyro_vae.runs.evaluate", strike)
+        answer = cli(*TINY, "--out", tmp_path / "run")
+    assert answer.status == 130
+    assert f"pyro-vae resume {tmp_path / 'run'}" in answer.err
+    succeed("resume", tmp_path / "run")
+    assert {*RESULTS} <= names(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", [None, "", "nothing\n", ",".join(Epoch._fields) + "\n"])
+def test_a_history_that_is_none_is_one_line(copy, text):
+    (copy / "history.csv").unlink()
+    if text is not None:
+        (copy / "history.csv").write_text(text)
+    assert_one_line(cli("plot", copy), "history.csv")
+
+
+def test_a_config_may_leave_out_what_is_the_default(copy):
+    (copy / "config.json").write_text(json.dumps({"latent_dim": 2, "hidden": [16]}))
+    succeed("evaluate", copy, "--num-particles", "5")
+
+
+def test_another_data_split_is_not_resumed(stopped, tmp_path):
+    folder = Path(shutil.copytree(stopped[0] / "run", tmp_path / "run"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "binarise_seed": 7}))
+    assert_one_line(cli("resume", folder), "is of another training")
+
+
+def test_more_memory_than_there_is_is_one_line(tmp_path):
+    answer = cli("train", "--hidden", "9999999", "9999999", "--num-epochs", "1", "--out", tmp_path / "run")
+    assert (answer.status, answer.err.count("\n")) == (1, 1)
+    assert "out of memory" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"{pv.__version__}\n"
+
+
+def test_an_output_that_cannot_be_written_is_one_line():
+    line = [sys.executable, "-m", "pyro_vae", "--help"]
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (answer.returncode, answer.stderr.count("\n")) == (1, 1)
 
 
 # --- The configuration --------------------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""What a configuration means: data as they are presented, a model, an objective, and what the numbers refer to."""
+
+from __future__ import annotations
+
+__all__ = ["Split", "build", "objective_of", "protocol", "split"]
+
+import torch
+from torch import Tensor
+
+from . import data
+from .config import TrainConfig
+from .errors import ConfigError
+from .objectives import ELBO, IWAE, Objective
+from .presets import burda_vae, mlp_vae
+from .randomness import seeded
+from .vae import VAE
+
+Split = tuple[data.Pixels, data.Pixels | None, Tensor, Tensor]
+
+
+def split(config: TrainConfig, source: data.Dataset) -> Split:
+    """Training and validation images as they are presented; test images and labels, fixed once and for all."""
+    assert config.binarise is not None
+    num_held_out = round(config.validation * len(source.x_train))
+    cut = len(source.x_train) - num_held_out
+    if not cut:
+        raise ConfigError(f"validation={config.validation} leaves none of the {num_held_out} images to train on")
+    once = "static" if config.binarise == "dynamic" else config.binarise
+
+    def presented(x: Tensor, binarise: data.Binarisation, stream: int) -> data.Pixels:
+        # The test set has the seed that the record names; the other images must not share its draws.
+        return data.Pixels(x, binarise, max_value=source.max_value, seed=config.binarise_seed + 1_000_000 * stream)
+
+    with seeded(config.binarise_seed, "held out"):  # files may be sorted, so not just their end
+        order = torch.randperm(len(source.x_train)) if num_held_out else torch.arange(cut)
+    train = presented(source.x_train[order[:cut]], config.binarise, 1)
+    held_out = presented(source.x_train[order[cut:]], once, 2) if num_held_out else None
+    return train, held_out, presented(source.x_test, once, 0)[:], source.y_test
+
+
+def build(config: TrainConfig, x_train: data.Pixels) -> VAE:
+    assert config.latent_dim is not None
+    if config.preset == "burda":
+        return burda_vae(data_shape=x_train.shape, latent_dim=config.latent_dim, data_mean=x_train.mean)
+    return mlp_vae(
+        data_shape=x_train.shape,
+        latent_dim=config.latent_dim,
+        hidden=config.hidden,
+        likelihood=config.likelihood,
+        likelihood_scale=config.likelihood_scale,
+        relaxed=config.relaxed,
+        data_mean=x_train.mean,
+    )
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The objective."""
+    if config.objective == "iwae":
+        return IWAE(num_particles=config.num_particles)
+    return ELBO(num_particles=config.num_particles, analytic_kl=config.analytic_kl)
+
+
+def protocol(config: TrainConfig, x_test: Tensor) -> str:
+    """What the numbers refer to, in one line."""
+    shape = " x ".join(map(str, x_test.shape[1:]))
+    if config.binarise in ("static", "dynamic"):
+        how = f"binarised once (seed {config.binarise_seed}; training: {config.binarise})"
+    else:
+        how = {"threshold": "binarised at 1/2", "none": "grey levels in [0, 1]"}[str(config.binarise)]
+    grey = config.relaxed and config.binarise == "none"
+    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if grey else config.likelihood.capitalize()
+    if config.likelihood == "gaussian":
+        what += f" ({config.likelihood_scale} scale; a density, which may exceed 1)"
+    return f"{config.dataset} test set: {len(x_test)} images of {shape}, {how}; likelihood: {what}"
