@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("train_and_look.png"))
     parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
 
     digits = pv.data.load("digits")
     x_train = pv.data.Pixels(digits.x_train, "dynamic", max_value=digits.max_value)
@@ -30,15 +31,16 @@ def main() -> None:
     pv.fit(vae, x_train, num_epochs=num_epochs, batch_size=64, learning_rate=3e-3, schedule="cosine")
     print(pv.evaluate(vae, x_test, num_particles=50 if args.smoke else 5000))
 
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=[0.62, 1.2, 1])
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    left, middle, right = figure.subfigures(1, 3, width_ratios=[0.8, 1.2, 1])
+    middle, right = middle.subplots(), right.subplots()
     with torch.no_grad():
-        shown = x_test[:24].unflatten(0, (4, 6))
-        rows = torch.stack([shown, vae.reconstruct(shown)], 1).flatten(0, 2)
-        pv.plot.images(rows, left, columns=6, title="held-out digits above\ntheir reconstructions")
+        for shown, ax in zip(x_test[:24].split(6), left.subplots(4), strict=True):
+            pv.plot.reconstructions(shown, vae.reconstruct(shown), ax)
+        left.suptitle("held-out digits, and E[x | z] at z = E[z | x]", fontsize=9)
         pv.plot.latents(vae.encode(x_test).mean, digits.y_test, middle, title="posterior means of held-out digits")
         z, grid = pv.plot.latent_grid(12)
-        pv.plot.manifold(vae.decode(grid).mean, z, right, title="E[x | z] on the quantiles of the prior")
+        pv.plot.manifold(vae.decode(grid).mean, z, right, title="means E[x | z] on a grid of quantiles of the prior")
     figure.savefig(args.out, dpi=100)
     print(args.out)
 

@@ -22,7 +22,7 @@ from .files import replace_file
 
 
 def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = "", invert: bool = True) -> Axes:
-    """Images ``[n, height, width]`` side by side, dark on white unless ``invert=False``."""
+    """Images ``[n, height, width]`` side by side, a pixel apart, dark on white unless ``invert=False``."""
     x = _pictures(x)
     if not len(x):
         raise ShapeError("expected at least one image, found none")
@@ -31,15 +31,12 @@ def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = ""
     inches = min(0.6, 6 / columns)
     ax = _axes(ax, width=inches * columns, height=inches * rows)
     height, width = x.shape[1:]
-    canvas = np.full((rows * height, columns * width), 0.0 if invert else 1.0)
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), 0.0 if invert else 1.0)
     for number, image in enumerate(x):
         row, column = divmod(number, columns)
-        canvas[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+        top, left = row * (height + 1), column * (width + 1)
+        canvas[top : top + height, left : left + width] = image
     ax.imshow(canvas, cmap="gray_r" if invert else "gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
-    for edge in range(1, columns):  # a thin line between neighbours, or their strokes run together
-        ax.axvline(edge * width - 0.5, color="0.8", linewidth=0.4)
-    for edge in range(1, rows):
-        ax.axhline(edge * height - 0.5, color="0.8", linewidth=0.4)
     ax.set_axis_off()
     ax.set_title(title, fontsize=9)
     return ax
@@ -54,7 +51,7 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     ax.set_axis_on()
     ax.set_xticks([])
     height = x.shape[1]
-    ax.set_yticks([height / 2, 1.5 * height], ["data", "reconstruction"])
+    ax.set_yticks([_middle(0, height), _middle(1, height)], ["data", "reconstruction"])
     ax.tick_params(length=0)
     return ax
 
@@ -89,10 +86,10 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
     ax.set_axis_on()
     height, width = x.shape[1:]
     chosen = np.linspace(0, side - 1, 5 if side % 2 else 4).round().astype(int)  # symmetric about zero
-    labels = [f"{z[index]:.1f}" for index in chosen]
-    ax.xaxis.set_major_locator(FixedLocator((chosen + 0.5) * width - 0.5))
+    labels = [f"{z[index]:.1f}".replace("-", "−") for index in chosen]
+    ax.xaxis.set_major_locator(FixedLocator(_middle(chosen, width)))
     ax.xaxis.set_major_formatter(FixedFormatter(labels))
-    ax.yaxis.set_major_locator(FixedLocator((side - chosen - 0.5) * height - 0.5))
+    ax.yaxis.set_major_locator(FixedLocator(_middle(side - 1 - chosen, height)))
     ax.yaxis.set_major_formatter(FixedFormatter(labels))
     ax.set_xlabel("$z_1$")
     ax.set_ylabel("$z_2$")
@@ -106,9 +103,13 @@ def latents(loc: Any, labels: Any, ax: Axes | None = None, *, title: str = "") -
         raise ShapeError(f"expected means (n, 2) and labels (n,), got {loc.shape} and {labels.shape}")
     ax = _axes(ax, width=5.6, height=4.8)
     classes = np.unique(labels)
-    for number, label in enumerate(classes):
-        chosen = loc[labels == label]
-        ax.scatter(*chosen.T, s=_dot(len(loc)), color=f"C{number % 10}", alpha=0.8, linewidths=0, label=str(label))
+    colours = np.array([f"C{number % 10}" for number in range(len(classes))])
+    order = np.random.default_rng(0).permutation(len(loc))  # or the last class would hide the others
+    ax.scatter(
+        *loc[order].T, s=_dot(len(loc)), color=colours[np.searchsorted(classes, labels[order])], alpha=0.7, linewidths=0
+    )
+    for label, colour in zip(classes, colours, strict=True):
+        ax.scatter([], [], s=40, color=colour, label=str(label))  # for the legend
     angle = np.linspace(0, 2 * np.pi, 200)
     for share, style in ((0.5, "--"), (0.95, ":")):
         radius = np.sqrt(-2 * np.log(1 - share))
@@ -118,7 +119,7 @@ def latents(loc: Any, labels: Any, ax: Axes | None = None, *, title: str = "") -
     ax.set_xlabel("$E_q[z_1]$")
     ax.set_ylabel("$E_q[z_2]$")
     if len(classes) <= 12:
-        ax.legend(fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     ax.set_title(title, fontsize=9)
     return ax
 
@@ -133,9 +134,13 @@ def history(epochs: Sequence[Any], ax: Axes | None = None, *, title: str = "", l
     if not np.isnan(held_out).all():
         ax.plot(numbers, held_out, label="validation", marker=marker)
     # The first epochs are far below the rest and would flatten it.
-    settled = np.array([row.train_bound for row in epochs])[len(epochs) // 20 :]
-    ax.set_ylim(bottom=min(settled.min(), np.nanmin(held_out[len(epochs) // 20 :], initial=np.inf)))
-    ax.set_xlabel("epoch")
+    train = np.array([row.train_bound for row in epochs])
+    start = len(epochs) // 20
+    low = min(train[start:].min(), np.nanmin(held_out[start:], initial=np.inf))
+    high = max(train.max(), np.nanmax(held_out, initial=-np.inf))
+    bottom = low - 0.05 * ((high - low) or 1.0)
+    ax.set_ylim(bottom=bottom)
+    ax.set_xlabel("epoch (the first ones are below the axis)" if train.min() < bottom else "epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(f"{label}, nats per datapoint")
     ax.legend(frameon=False, fontsize=8)
@@ -150,6 +155,11 @@ def save(ax: Axes, path: str | Path, *, dpi: int = 150) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
     replace_file(path, content.getvalue())
+
+
+def _middle(cell: Any, size: int) -> Any:
+    """Where the middle of a cell is on the canvas of :func:`images`."""
+    return cell * (size + 1) + (size - 1) / 2
 
 
 def _dot(num: int) -> float:

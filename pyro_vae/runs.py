@@ -126,7 +126,7 @@ def load_run(folder: str | Path) -> tuple[TrainConfig, VAE]:
 
 
 _CHECKPOINT, _MODEL = "training.safetensors", "model.safetensors"
-_SAMPLES_TITLE = "samples: E[x | z] for z drawn from the prior"
+_SAMPLES_TITLE = "means E[x | z] for z drawn from the prior"
 _MOST_PICTURES = 100
 
 
@@ -178,7 +178,7 @@ def _draw(
         z = vae.prior().sample(torch.Size([100]))
         drawn: dict[str, Callable[[], Any]] = {
             "history": lambda: plot.history(
-                epochs, title=f"{config.dataset}, {config.likelihood}: {config.objective.upper()}"
+                epochs, title=f"{config.dataset}, {config.likelihood.capitalize()}: {config.objective.upper()}"
             ),
             "reconstructions": lambda: plot.reconstructions(
                 x_test[:12], vae.reconstruct(x_test[:12]), title="test images and E[x | z] at z = E[z | x]"
@@ -186,9 +186,9 @@ def _draw(
             "samples": lambda: plot.images(vae.decode(z).mean, title=_SAMPLES_TITLE),
         }
         if vae.latent_dim == 2:
-            side, grid = plot.latent_grid(20)
+            z_side, grid = plot.latent_grid(20 if min(vae.data_shape) >= 16 else 12)
             drawn["manifold"] = lambda: plot.manifold(
-                vae.decode(grid).mean, side, title="E[x | z] on the quantiles of the prior"
+                vae.decode(grid).mean, z_side, title="means E[x | z] on a grid of quantiles of the prior"
             )
             drawn["latents"] = lambda: plot.latents(
                 vae.encode(x_test).mean, y_test, title=f"{config.dataset} test set: posterior means by class"

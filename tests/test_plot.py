@@ -32,7 +32,8 @@ def canvas(ax):
 
 
 def ticks(axis):
-    return dict(zip((text.get_text() for text in axis.get_ticklabels()), axis.get_ticklocs(), strict=True))
+    names = (text.get_text().replace("−", "-") for text in axis.get_ticklabels())
+    return dict(zip(names, axis.get_ticklocs(), strict=True))
 
 
 def strokes(num):
@@ -105,8 +106,11 @@ assert "matplotlib.pyplot" not in sys.modules
 
 def test_images_stand_row_by_row_at_their_brightness():
     found = canvas(plot.images(levels(0.1, 0.2, 0.3, 0.4, 0.5), columns=3))
-    assert found.shape == (8, 12)
-    cells = found.reshape(2, 4, 3, 4).swapaxes(1, 2).reshape(6, 16)
+    assert found.shape == (9, 14)
+    assert not found[4].any()  # a white pixel between neighbours
+    assert not found[:, [4, 9]].any()
+    found = np.pad(found, ((0, 1), (0, 1))).reshape(2, 5, 3, 5)[:, :4, :, :4]
+    cells = found.swapaxes(1, 2).reshape(6, 16)
     assert np.ptp(cells, axis=1).max() == 0
     assert cells[:, 0] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.0])  # the cell without an image is empty
 
@@ -141,11 +145,11 @@ def test_flat_and_one_channel_images_are_the_same_picture(shape):
 def test_reconstructions_are_below_their_data():
     ax = plot.reconstructions(levels(0.1, 0.2, 0.3), levels(0.6, 0.7, 0.8))
     found = canvas(ax)
-    assert found.shape == (8, 12)
-    assert found[0, ::4] == pytest.approx([0.1, 0.2, 0.3])
-    assert found[4, ::4] == pytest.approx([0.6, 0.7, 0.8])
+    assert found.shape == (9, 14)
+    assert found[0, ::5] == pytest.approx([0.1, 0.2, 0.3])
+    assert found[5, ::5] == pytest.approx([0.6, 0.7, 0.8])
     named = ticks(ax.yaxis)
-    assert 0 <= named["data"] < 4 <= named["reconstruction"] < 8
+    assert (named["data"], named["reconstruction"]) == (1.5, 6.5)
     assert len(ax.get_xticks()) == 0
 
 
@@ -171,12 +175,12 @@ def test_manifold_ticks_name_the_cells_they_stand_at(side, coordinate):
         found = shown[0, pixel] if coordinate == 0 else shown[pixel, 0]
         assert brightness(float(label)) == pytest.approx(found, abs=0.05 / 4 + 1e-6)
         size = (6, 4)[coordinate]
-        assert (place + 0.5) % size == pytest.approx(size / 2)  # the middle of the cell
+        assert place % (size + 1) == pytest.approx((size - 1) / 2)  # the middle of the cell
 
 
 def test_manifold_has_the_largest_second_coordinate_on_top():
     ax = plot.manifold(levels(*[0.9] * 3, *[0.5] * 3, *[0.1] * 3), [-1.0, 0.0, 1.0])
-    assert canvas(ax)[::4, 0] == pytest.approx([0.9, 0.5, 0.1])
+    assert canvas(ax)[::5, 0] == pytest.approx([0.9, 0.5, 0.1])
     places = ticks(ax.yaxis)
     assert places["1.0"] < places["0.0"] < places["-1.0"]  # pixel rows count downwards
     assert ax.yaxis_inverted()
@@ -190,12 +194,12 @@ def test_the_manifold_of_a_latent_grid_shows_the_quantiles_of_the_prior_where_it
     z, grid = plot.latent_grid(20)
     brightness = torch.special.ndtr(grid[:, coordinate])  # a decoder that shows one coordinate, by the quantile it is
     ax = plot.manifold(brightness[:, None, None].expand(-1, 4, 4), z)
-    cells = canvas(ax)[::4, ::4]
+    cells = canvas(ax)[::5, ::5]
     quantiles = (np.arange(20) + 0.5) / 20
     expected = np.tile(quantiles, (20, 1)) if coordinate == 0 else np.tile(quantiles[::-1, None], (1, 20))
     assert np.allclose(cells, expected, atol=1e-5)
     for label, place in ticks((ax.xaxis, ax.yaxis)[coordinate]).items():
-        cell = int((place + 0.5) // 4)
+        cell = int(place // 5)
         shown = cells[0, cell] if coordinate == 0 else cells[cell, 0]
         assert float(label) == pytest.approx(torch.special.ndtri(torch.tensor(float(shown))).item(), abs=0.051)
 
@@ -203,12 +207,17 @@ def test_the_manifold_of_a_latent_grid_shows_the_quantiles_of_the_prior_where_it
 def test_latents_are_coloured_by_class_and_named():
     loc, labels = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([7, 2, 7, 2])
     ax = plot.latents(loc, labels)
-    found = {points.get_label(): np.asarray(points.get_offsets()) for points in ax.collections}
-    assert list(found) == ["2", "7"]
-    assert np.array_equal(found["2"], loc[labels == 2])
-    assert np.array_equal(found["7"], loc[labels == 7])
-    colours = {tuple(points.get_facecolor()[0]) for points in ax.collections}
-    assert len(colours) == 2
+    points, *legend = ax.collections
+    named = {entry.get_label(): tuple(entry.get_facecolor()[0, :3]) for entry in legend}
+    assert list(named) == ["2", "7"]
+    assert named["2"] != named["7"]
+    where = {
+        tuple(place): tuple(colour[:3])
+        for place, colour in zip(points.get_offsets(), points.get_facecolor(), strict=True)
+    }
+    assert where == {
+        tuple(place): named[str(label)] for place, label in zip(loc.tolist(), labels.tolist(), strict=True)
+    }
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["2", "7", "50% of p(z)", "95% of p(z)"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("$E_q[z_1]$", "$E_q[z_2]$")
@@ -253,7 +262,9 @@ def test_history_without_validation_shows_one_line():
 
 def test_history_is_not_flattened_by_the_first_epochs():
     train = [-1000.0, -500.0, *np.linspace(-30, -20, 38)]
-    low, high = plot.history(epochs(train, [math.nan] * 40)).get_ylim()
+    ax = plot.history(epochs(train, [math.nan] * 40))
+    assert "below the axis" in ax.get_xlabel()
+    low, high = ax.get_ylim()
     assert -31 < low <= -30
     assert -20 <= high < 30
 
