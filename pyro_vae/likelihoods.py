@@ -75,11 +75,11 @@ class Bernoulli(Likelihood):
         if bool(((x >= 0) & (x <= 1)).all()) if self.relaxed else not (x * (1 - x)).any():
             return
         super().check(x)
-        wanted = "[0, 1]" if self.relaxed else "{0, 1}"
+        wanted, other = ("[0, 1]", (x < 0) | (x > 1)) if self.relaxed else ("{0, 1}", (x != 0) & (x != 1))
         raise DataError(
-            f"a Bernoulli likelihood expects x in {wanted}, found values in [{x.min():g}, {x.max():g}]: divide by the "
-            "largest grey level and binarise (pyro_vae.data.binarise: static, dynamic or threshold), use a Gaussian, "
-            "or ask for relaxed=True"
+            f"a Bernoulli likelihood expects x in {wanted}, found {x[other][0]:g} and others in "
+            f"[{x.min():g}, {x.max():g}]: divide by the largest grey level and binarise (static, dynamic, threshold), "
+            "use a Gaussian likelihood, or ask for a relaxed one (relaxed=True, --relaxed)"
         )
 
     def output_bias(self, mean: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def latents(loc: Any, labels: Any, ax: Axes | None = None, *, title: str = "") -
     for share, style in ((0.5, "--"), (0.95, ":")):
         radius = np.sqrt(-2 * np.log(1 - share))
         circle = radius * np.cos(angle), radius * np.sin(angle)
-        ax.plot(*circle, style, color="0.4", linewidth=1, label=f"{share:.0%} of p(z)")
+        ax.plot(*circle, style, color="0.3", linewidth=1, zorder=3, label=f"{share:.0%} of p(z)")
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("$E_q[z_1]$")
     ax.set_ylabel("$E_q[z_2]$")
