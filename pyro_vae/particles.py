@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .errors import PairError, PyroVaeError
 from .modules import evaluating, largest_output, unregistered
+from .probing import rows_apart, vectorizes
 from .randomness import forked
-from .sites import Vectorized, draw_sites, redraw, rows_apart, total, vectorizes, weigh
+from .sites import Vectorized, draw_sites, redraw, total, weigh
 from .traces import Program, guide_sites, replay, require_rows, trace
 
 _MAX_ROWS = 256

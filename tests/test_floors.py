@@ -18,6 +18,7 @@ batches problems vae
 presets
 traces
 sites
+probing
 particles
 diagnostics.latents evidence.base objectives.base
 evidence.elbo evidence.importance objectives.elbo objectives.iwae

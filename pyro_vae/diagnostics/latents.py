@@ -13,8 +13,8 @@ from torch.distributions import Independent, kl_divergence
 
 from ..arrays import as_batch
 from ..modules import evaluating, suited, unregistered
+from ..probing import rows_apart
 from ..randomness import seeded
-from ..sites import rows_apart
 from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
 from ..weights import Moments
 

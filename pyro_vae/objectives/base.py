@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, PairError, require_count
 from ..modules import leaves, modules_behind, unregistered
-from ..sites import Sites, Vectorized, Verdicts, draw_sites
+from ..probing import Verdicts
+from ..sites import Sites, Vectorized, draw_sites
 from ..traces import Program, replay, trace
 
 
