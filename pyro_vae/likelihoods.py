@@ -96,7 +96,7 @@ class Gaussian(Likelihood):
             fixed number.
         min_scale, max_scale: Bounds on a learned or decoder-made scale. The lower one matters: a density of data that
             never vary (the black border of images, or binary pixels) grows without limit as the scale goes to zero.
-            Where a scale is held by a bound its gradient is zero; :meth:`hits` counts these.
+            Beyond a bound a scale's gradient is zero, so that it does not run away; :meth:`hits` counts the held ones.
 
     Errors:
         DataError: for non-finite data, with the count and the first index.
@@ -121,7 +121,8 @@ class Gaussian(Likelihood):
         from_decoder = scale == "decoder"
         super().__init__(data_shape, (2, *data_shape) if from_decoder else data_shape)
         self.from_decoder = from_decoder
-        self.log_bounds = (math.log(min_scale), math.log(max_scale))
+        # As float32 has them: a scale that is put back onto a bound has to be found on it, not beyond.
+        self.log_bounds = tuple(torch.tensor([min_scale, max_scale], dtype=torch.float64).log().float().tolist())
         if scale == "learned":
             self.log_scale = nn.Parameter(torch.zeros(*data_shape))
         elif not isinstance(scale, str):
@@ -135,20 +136,25 @@ class Gaussian(Likelihood):
     def forward(self, params: Tensor) -> Distribution:
         ndim = len(self.data_shape)
         loc, log_scale = self._parts(params)
-        scale = log_scale.clamp(*self.log_bounds).exp()
-        return dist.Normal(loc, scale, validate_args=False).to_event(ndim)
+        return dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(ndim)
 
     def hits(self, params: Tensor) -> Tensor:
         loc, log_scale = self._parts(params)
         low, high = self.log_bounds
-        return ((log_scale < low) | (log_scale > high)).expand_as(loc).sum()
+        return ((log_scale <= low) | (log_scale >= high)).expand_as(loc).sum()
 
     def _parts(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and log-scale."""
+        """Location and log-scale, the latter within its bounds."""
         if self.from_decoder:
             loc, log_scale = params.unbind(-1 - len(self.data_shape))
-            return loc, log_scale
-        return params, self.log_scale
+            return loc, log_scale.clamp(*self.log_bounds)
+        if self.training and isinstance(self.log_scale, nn.Parameter):
+            with torch.no_grad():  # put back onto its bound, a parameter can come back from there
+                bounded = self.log_scale.clamp(*self.log_bounds)
+                if not torch.equal(bounded, self.log_scale):
+                    self.log_scale.copy_(bounded)
+            return params, self.log_scale
+        return params, self.log_scale.clamp(*self.log_bounds)
 
     def output_bias(self, mean: Tensor) -> Tensor:
         return torch.stack([mean, torch.zeros_like(mean)]) if self.from_decoder else mean

@@ -64,8 +64,8 @@ class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like func
         stored = self._stored.get(name)
         if self._agreeing and stored is not None and not torch.equal(stored, init[0]):
             raise StaleParamStoreError(
-                f"Pyro's parameter store holds other values under {name!r} than the module that the pair uses: load "
-                "them into the module, delete them (pyro.clear_param_store()), or give the module another name"
+                f"Pyro's parameter store holds other values under {name!r} than the module that the pair uses: copy "
+                "them into its parameters, delete them (pyro.clear_param_store()), or give the module another name"
             )
         msg["value"] = init[0]
         msg["done"] = True
@@ -105,7 +105,7 @@ def modules_behind(*programs: Any) -> list[nn.Module]:
         elif isinstance(value, dict):
             waiting += value.values()
         elif isinstance(value, (list, tuple)):
-            waiting += value
+            waiting += [part for part in value if not isinstance(part, (int, float, str, Tensor))]
     return list(reversed(found))
 
 
@@ -182,13 +182,13 @@ def evaluating(*programs: Any) -> Iterator[None]:
 
 @contextmanager
 def largest_output() -> Iterator[Callable[[], int]]:
-    """A function that says how many numbers the largest tensor holds that a module returned in the body."""
+    """A function that says how many bytes the largest tensor holds that a module returned in the body."""
     here = threading.get_ident()
     sizes = [0]
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == here:
-            sizes.extend(value.numel() for value in tree_leaves(output) if isinstance(value, Tensor))
+            sizes.extend(value.nbytes for value in tree_leaves(output) if isinstance(value, Tensor))
 
     hook = register_module_forward_hook(note)
     try:

@@ -18,7 +18,7 @@ from .errors import ConfigError
 Command = Callable[..., int]
 
 
-def parse(commands: dict[str, Command], args: Sequence[str] | None, *, prog: str, about: str) -> Callable[[], int]:
+def parse(commands: dict[str, Command], args: Sequence[str], *, prog: str, about: str) -> Callable[[], int]:
     """The command that the words ask for, with its arguments, ready to be called; ``--help`` prints and exits.
 
     Errors:
@@ -37,7 +37,8 @@ def parse(commands: dict[str, Command], args: Sequence[str] | None, *, prog: str
     except SystemExit as end:
         if not end.code:
             raise
-        raise ConfigError(_one_line(said.getvalue(), prog)) from None
+        command = args[0] if args and args[0] in commands else None
+        raise ConfigError(_one_line(said.getvalue(), prog, command)) from None
 
 
 def _later(command: Command) -> Callable[..., Callable[[], int]]:
@@ -50,22 +51,21 @@ def _later(command: Command) -> Callable[..., Callable[[], int]]:
     return remember
 
 
-def _one_line(frame: str, prog: str) -> str:
+def _one_line(frame: str, prog: str, command: str | None) -> str:
     """What stands in the parser's frame: its first part, and the spelling that may have been meant."""
     text = "\n".join(line.strip("│╭╮╰╯ ") for line in frame.splitlines()[1:])  # without the title
-    first, *rest = (" ".join(part.split()) for part in re.split(r"[─-]{5,}", text) if part.strip())
-    first = first.split(" Got errors")[0].rstrip(".")
-    first = re.sub(r"config\.|\{None\}\||, 'None'|'None', ", "", first)  # how options are kept is nobody's business
+    first, *rest = [" ".join(part.split()) for part in re.split(r"[─-]{5,}", text) if part.strip()] or [frame.strip()]
+    first = re.split(r" Got errors| Arguments are applied", first)[0].rstrip(".")
+    first = re.sub(r" \(applied to [^)]*\)|\{None\}\||, 'None'|'None', ", "", first).replace("'config.", "'")
     rest = " ".join(rest)
-    wrong = re.search(r"(?:invalid choice '|Unrecognized options: )([^\s',]+)", first)
+    wrong = re.search(r"(?:invalid choice '|options: )([^\s',]+)", first)
     choices = re.findall(r"'([^']+)'", first.partition("Expected one of")[2])
     choices += re.findall(r"[\w-]+", rest.partition("Available subcommands: ")[2].partition(" For ")[0])
     near = difflib.get_close_matches(wrong[1], choices, n=1) if wrong else []
-    near = near or re.findall(r"Perhaps you meant: (--[\w-]+)", rest)
-    return f"{first}: did you mean {near[0]}?" if near else f"{first}: see {_help(frame, prog)}"
-
-
-def _help(frame: str, prog: str) -> str:
-    """The command whose help the parser points to."""
-    found = re.search(rf"({prog}[\w -]*--help)", " ".join(frame.replace("│", " ").split()))
-    return f"`{found[1] if found else f'{prog} --help'}`"
+    # The parser looks for spellings among the options of all commands, and knows which of them each belongs to.
+    meant = rest.partition(" meant: ")[2]
+    for option, owners in re.findall(r"(--[\w-]+)(?:(?! --).)*? in ((?:(?!--).)*?)--help", meant):
+        if command in owners.split() and option != (wrong and wrong[1]):
+            near.append(option)
+    of = f"{prog} {command}" if command else prog
+    return f"{first}: did you mean {near[0]}?" if near else f"{first}: see `{of} --help`"

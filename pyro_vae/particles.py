@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import PairError, PyroVaeError
+from .errors import PairError
 from .modules import evaluating, largest_output, unregistered
 from .probing import rows_apart, vectorizes
 from .randomness import forked
@@ -78,7 +78,7 @@ def particle_chunks(
     Errors:
         PairError: for a guide that draws from a point mass, whose weights would be of no use.
     """
-    fits, apart = _plan(model, guide, x, num_particles, max_bytes)
+    fits, apart = _plan(model, guide, x, max_bytes)
     rows = min(_MAX_ROWS, fits) if apart else len(x)
     known: dict[int, Vectorized] = {}
     start = 0
@@ -106,14 +106,10 @@ def particle_chunks(
         start = span.stop
 
 
-def _plan(model: Program, guide: Program, x: Tensor, num_particles: int, max_bytes: int) -> tuple[int, bool]:
-    """How many rows, of one particle each, fit ``max_bytes``; and whether ``x`` may be cut, if it has to."""
-    try:
-        fits = max(1, max_bytes // _bytes(model, guide, x[:1]))
-        if len(x) <= min(_MAX_ROWS, fits // num_particles) or rows_apart(model, guide, x[:fits]):
-            return fits, True
-    except (RuntimeError, ValueError, PyroVaeError):
-        pass  # a pair of one fixed size; whatever else is wrong with it, or with x, is said about all of x
+def _plan(model: Program, guide: Program, x: Tensor, max_bytes: int) -> tuple[int, bool]:
+    """How many rows, of one particle each, fit ``max_bytes``; and whether ``x`` may be cut into blocks."""
+    if rows_apart(model, guide, x):
+        return max(1, max_bytes // _bytes(model, guide, x[:1])), True
     return max(1, max_bytes * len(x) // _bytes(model, guide, x)), False
 
 
@@ -124,20 +120,22 @@ def _bytes(model: Program, guide: Program, x: Tensor) -> int:
     with evaluating(model, guide), forked(), largest_output() as largest:
         guide_trace = trace(guide, (x,), {})
         replay(model, guide_trace, (x,), {})
-    numbers = max(largest(), x.numel(), *(site["value"].numel() for site in guide_sites(guide_trace).values()))
-    return copies * numbers * torch.get_default_dtype().itemsize
+    values = [x, *(site["value"] for site in guide_sites(guide_trace).values())]
+    return copies * max(largest(), *(value.nbytes for value in values))
 
 
 def _require_densities(latent: dict[str, Any]) -> None:
-    """Raise :class:`~pyro_vae.errors.PairError` for a point mass that no auxiliary site stands behind."""
-    if any(site["infer"].get("is_auxiliary") for site in latent.values()):
-        return
-    for name, site in latent.items():
-        fn = site["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
-        if isinstance(fn, dist.Delta):
-            raise PairError(
-                f"site {name!r} of the guide is a point mass (Delta), expected a density: log p(x, z) at a point is no "
-                "bound on log p(x); give the guide a distribution around the point"
-            )
+    """Raise :class:`~pyro_vae.errors.PairError` for point masses that no auxiliary sites stand behind."""
+    masses = {name: site["value"].numel() for name, site in latent.items() if _is_point_mass(site["fn"])}
+    auxiliary = sum(site["value"].numel() for site in latent.values() if site["infer"].get("is_auxiliary"))
+    if sum(masses.values()) > auxiliary:
+        raise PairError(
+            f"sites {sorted(masses)} of the guide are point masses (Delta), expected densities: log p(x, z) at a point "
+            "is no bound on log p(x); give the guide a distribution around the point"
+        )
+
+
+def _is_point_mass(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)

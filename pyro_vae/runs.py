@@ -66,8 +66,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Run:
         return _train(config, folder, parts, progress)
     finally:
         if not (folder / _CHECKPOINT).exists() and not (folder / _MODEL).exists():
-            (folder / "config.json").unlink()  # nothing has come of it that would be in the way of another try
-            if not any(folder.iterdir()):
+            # Nothing has come of it that would be in the way of another try.
+            (folder / "config.json").unlink(missing_ok=True)
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 

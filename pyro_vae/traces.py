@@ -17,6 +17,7 @@ __all__ = [
     "trace",
 ]
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -165,12 +166,20 @@ def common_scale(sites: list[Any]) -> Any:
         )
     for site in sites[1:]:
         scale = site["scale"]
-        if scale is not first and not torch.equal(torch.as_tensor(scale), torch.as_tensor(first)):
+        if scale is not first and not _equal(scale, first):
             raise PairError(
                 f"sites {sites[0]['name']!r} and {site['name']!r} carry different scales ({first} and {scale}): a "
                 "bound on log p(x) has one scale, outside it; scale the whole model and the whole guide"
             )
     return first
+
+
+def _equal(scale: Any, other: Any) -> bool:
+    if not isinstance(scale, Tensor) and not isinstance(other, Tensor):
+        return math.isclose(scale, other)
+    scale, other = (torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in (scale, other))
+    alike = scale.shape == other.shape or 1 in (scale.numel(), other.numel())
+    return alike and torch.allclose(scale, other, 1e-6, 0.0)
 
 
 def require_same_sites(q: dict[str, Any], latent: dict[str, Any], analytic_kl: bool) -> None:

@@ -141,12 +141,12 @@ def fit(
         "adam_eps": adam_eps,
         "max_grad_norm": max_grad_norm,
         "patience": patience,
-        "objective": repr(module.objective),
+        "objective": _described(module.objective),
     }
     if checkpoint is not None:
         state.resume(Path(checkpoint), identity)
 
-    buffers = list(module.buffers())
+    with_buffers = [part for part in module.modules() if next(part.buffers(recurse=False), None) is not None]
     steps_per_epoch = math.ceil(len(data) / batch_size)
     total = num_epochs * steps_per_epoch
     quiet = None if progress else True
@@ -163,7 +163,7 @@ def fit(
                     index = order[state.offset : state.offset + batch_size]
                     rate = learning_rate * SCHEDULES[schedule](state.step / total)
                     batch = batch_of(module, data, index, place)
-                    with _kept_if_it_fails(buffers):
+                    with _kept_if_it_fails(with_buffers):
                         bound = _step(module, optimiser, batch, rate, max_grad_norm, state.step + 1)
                     state.advance(bound, len(index))
                     bar.update()
@@ -187,11 +187,12 @@ def fit(
 def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> Iterator[None]:
     """The pair in training mode, and afterwards in the mode that it was in, without the last step's gradients.
 
-    A part in evaluation mode beside others that train, such as a frozen batch normalisation, stays in it.
+    A part that is in evaluation mode inside of one that is not, such as a frozen batch normalisation, stays in it.
     """
     modes = {part: part.training for part in module.owned.modules()}
-    if not any(owner.training for owner in module.owned):
-        module.owned.train()
+    for owner in module.owned:
+        if not owner.training:
+            owner.train()
     try:
         yield
     finally:
@@ -201,15 +202,22 @@ def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> I
 
 
 @contextmanager
-def _kept_if_it_fails(buffers: list[Tensor]) -> Iterator[None]:
+def _kept_if_it_fails(parts: list[torch.nn.Module]) -> Iterator[None]:
     """Put buffers back, such as a batch normalisation's statistics, that a step has moved before it failed."""
-    before = [buffer.clone() for buffer in buffers]
+    buffers = [(part, *named) for part in parts for named in part.named_buffers(recurse=False)]
+    before = [buffer.clone() for _, _, buffer in buffers]
     try:
         yield
     except NonFiniteLossError:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+        for (part, name, buffer), value in zip(buffers, before, strict=True):
+            setattr(part, name, buffer.copy_(value))
         raise
+
+
+def _described(objective: Objective) -> dict[str, Any]:
+    """What tells one objective from another, as far as it can be written down."""
+    options = {name: value for name, value in vars(objective).items() if isinstance(value, (bool, int, float, str))}
+    return {"name": type(objective).__name__, **options}
 
 
 def _step(

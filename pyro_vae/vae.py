@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["VAE"]
 
+from functools import partial
 from typing import Any
 
 import pyro
@@ -68,8 +69,8 @@ class VAE(nn.Module):
         """The preset and its arguments, when a preset made this VAE: what a checkpoint needs to build it again."""
 
     @property
-    def rowwise(self) -> bool:
-        """Whether particles and datapoints are known to be computed one by one; parts made elsewhere must be asked."""
+    def takes_particles(self) -> bool:
+        """Whether particles are known to be computed one by one; parts that were made elsewhere have to be asked."""
         parts = (self, self.prior, self.posterior, self.likelihood)
         return all(type(part).__module__.startswith(f"{__package__}.") for part in parts)
 
@@ -129,11 +130,23 @@ class VAE(nn.Module):
         Anything above 0 deserves a look.
         """
         x = self._checked(x, batch=True)
-        with evaluating(self):
-            held = {"z": self.posterior.hits(self.encoder(x).reshape(len(x), *self.posterior.param_shape))}
-            output = self.decoder(self._posterior(x).mean).reshape(len(x), *self.likelihood.param_shape)
-            held["x"] = self.likelihood.hits(output)
-        return {site: int(count) for site, count in held.items()}
+        held = {"z": 0, "x": 0}
+
+        def note(site: str, part: Any, args: tuple) -> None:
+            held[site] += int(part.hits(*args))
+
+        hooks = [
+            part.register_forward_pre_hook(partial(note, site))
+            for site, part in (("z", self.posterior), ("x", self.likelihood))
+        ]
+        try:
+            with evaluating(self):
+                for rows in x.split(256):
+                    self.decode(self.encode(rows).mean)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return held
 
     def _posterior(self, x: Tensor) -> Distribution:
         lead = x.shape[: x.ndim - len(self.data_shape)]

@@ -218,7 +218,8 @@ def test_the_encoder_sees_each_datapoint_once(num_particles, max_bytes):
     seen = []
     vae.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     importance(vae.model, vae.guide, x, num_particles=num_particles, max_bytes=max_bytes)
-    assert torch.equal(torch.cat(seen), torch.cat([x[:1], x]))  # the first one to see how much memory a row takes
+    assert torch.equal(torch.cat(seen)[-len(x) :], x)
+    assert len(torch.cat(seen)) - len(x) <= 3 * len(x) + 3  # a few, at most 64, are tried out first, whatever K is
     seen.clear()
     pv.draw_particles(vae.model, vae.guide, x, num_particles=num_particles)
     pv.objectives.IWAE(num_particles=num_particles).loss(vae.model, vae.guide, x)
@@ -230,7 +231,7 @@ def test_the_decoder_sees_each_particle_once():
     seen = []
     vae.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel() // 2))
     importance(vae.model, vae.guide, x, num_particles=50, max_bytes=2**12)
-    assert sum(seen) == 1 + 11 * 50  # one to see how much memory it takes
+    assert 11 * 50 <= sum(seen) <= 11 * 50 + 11 + 3  # a few are tried out first
     assert len(seen) > 1
 
 

@@ -669,14 +669,23 @@ def test_a_plate_that_subsamples_is_trained_and_reported_per_datapoint():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"seed": 1}, {"batch_size": 4}, {"objective": pv.objectives.IWAE(num_particles=2)}]
+    "changed",
+    [
+        {"seed": 1},
+        {"batch_size": 4},
+        {"adam_eps": 1e-4},
+        {"max_grad_norm": 1.0},
+        {"objective": pv.objectives.IWAE(num_particles=2)},
+        {"objective": pv.objectives.ELBO(analytic_kl=True)},
+        {"x": torch.ones(10, 1)},
+    ],
 )
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed):
-    x = torch.randn(10, 1)
-    run = {"num_epochs": 1, "batch_size": 5, "progress": False, "checkpoint": tmp_path / "last.safetensors"}
-    pv.fit(Mean(), x, **run)
+    run = {"x": torch.zeros(10, 1), "num_epochs": 1, "batch_size": 5, "progress": False}
+    run["checkpoint"] = tmp_path / "last.safetensors"
+    pv.fit(Mean(), **run)
     with pytest.raises(CheckpointError, match="another training"):
-        pv.fit(Mean(), x, **{**run, **changed})
+        pv.fit(Mean(), **{**run, **changed})
 
 
 def test_the_schedules_are_the_same_for_fit_and_on_the_command_line():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import transforms
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 from pyro.optim import Adam
 from torch import nn
 
@@ -152,6 +153,22 @@ def test_a_subclass_of_a_vae_is_asked_like_anybody_else():
     assert_mean(loop(vae.model, vae.guide, x, 1000).mean(1) - found.mean, 0.0)
 
 
+def test_a_subclass_of_a_vae_is_evaluated_through_its_own_decoder():
+    class Squared(pv.VAE):
+        def decode(self, z):
+            return super().decode(torch.cat([z, z**2], -1))
+
+    vae = Squared(
+        encoder=pv.nn.MLP(4, (8,), (2, 2)),
+        decoder=pv.nn.MLP(4, (8,), (2, 4)),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Gaussian((4,)),
+    )
+    with torch.no_grad():
+        vae.decoder.output_bias[1] = -50.0
+    assert pv.evaluate(vae, torch.randn(300, 4), num_particles=3).clamped_scales == {"z": 0, "x": 1200}
+
+
 def test_a_subclass_of_a_vae_trains_its_own_parameters_in_svi():
     vae, x = Mixed(), torch.bernoulli(torch.full((20, 4), 0.4))
     before = {name: parameter.clone() for name, parameter in vae.named_parameters()}
@@ -159,12 +176,37 @@ def test_a_subclass_of_a_vae_trains_its_own_parameters_in_svi():
     assert all(not torch.equal(parameter, before[name]) for name, parameter in vae.named_parameters())
 
 
+def test_a_verdict_is_one_for_each_value_of_a_flag():
+    pair, x = FirstColumn(), torch.linspace(-2, 2, 10)
+
+    def model(x, first):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_normal(1))
+            decoded = pair.decoder(z)
+            pyro.sample("x", Normal(decoded[:, 0] if first else decoded[..., 0], 1.0), obs=x)
+
+    def guide(x, first):
+        pair.guide(x)
+
+    objective = IWAE(num_particles=3)
+    assert objective._verdicts.of(model, guide, (x, False), {}).model
+    assert not objective._verdicts.of(model, guide, (x, True), {}).model
+
+
+def test_a_pair_of_partial_functions_made_anew_is_one_pair():
+    pair, x, objective = FirstColumn(), torch.linspace(-2, 2, 10), IWAE(num_particles=3)
+    for _ in range(5):
+        objective.loss(partial(pair.model), partial(pair.guide), x)
+    ((_, found),) = objective._verdicts._found.values()
+    assert [calls for _, calls in found.values()] == [5]
+
+
 def test_a_verdict_outlives_neither_its_pair_nor_a_copy():
     objective = IWAE(num_particles=2)
     for _ in range(100):
         pair = FirstColumn()
         objective.loss(pair.model, pair.guide, torch.randn(3))
-    assert len(objective._verdicts._found) < 50
+    assert len(objective._verdicts._found) <= 4
     assert not pickle.loads(pickle.dumps(objective))._verdicts._found
 
 
@@ -214,7 +256,7 @@ def by_parameter(num):
     return model, guide, c
 
 
-pyro_data = {num: torch.randn(num, generator=torch.Generator().manual_seed(num)) for num in (10, 600)}
+pyro_data = {num: torch.randn(num, generator=torch.Generator().manual_seed(num)) for num in (10, 600, 3000)}
 
 
 @pytest.mark.parametrize("max_bytes", [2**10, 2**26])
@@ -229,10 +271,54 @@ def test_what_a_datapoint_looks_up_by_its_place_is_its_own(build, num, max_bytes
         torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-4)
 
 
-def test_latents_are_summarised_by_place_too():
-    model, guide, c = by_index(3000)
-    summary = pv.diagnostics.latent_summary(model, guide, c)  # the posterior mean of x = c is c
-    assert summary["z"].mean_variance.item() == pytest.approx(c.var().item(), rel=1e-3)
+@pytest.mark.parametrize("num", [10, 3000])
+@pytest.mark.parametrize("build", [by_index, by_parameter])
+def test_latents_are_summarised_by_place_too(build, num):
+    model, guide, c = build(num)
+    means = (c + pyro_data[num]) / 2
+    found = pv.diagnostics.latent_summary(model, guide, pyro_data[num])["z"].mean_variance.item()
+    assert found == pytest.approx(means.var().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("max_bytes", [32, 2**20, 2**26])
+def test_data_that_are_sorted_by_group_are_not_taken_for_one_group(max_bytes):
+    group = torch.arange(600) // 400 * 2.0  # the first block sees one group alone
+
+    def model(x):
+        with pyro.plate("data", len(x)) as index:
+            z = pyro.sample("z", Normal(group[index], 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)) as index:
+            pyro.sample("z", Normal((group[index] + x) / 2, 0.5**0.5))
+
+    x = group + pyro_data[600]
+    found = pv.evidence.importance(model, guide, x, num_particles=3, max_bytes=max_bytes)
+    torch.testing.assert_close(found.value, Normal(group, 2**0.5).log_prob(x).double(), rtol=0, atol=1e-4)
+
+
+def test_datapoints_that_see_their_neighbours_are_not_cut_apart():
+    model, _, _ = by_index(600)
+    neighbours = torch.arange(600).roll(1)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Normal(0.1 * x[neighbours], 1.0))
+
+    x = pyro_data[600]
+    whole = pv.draw_particles(model, guide, x, num_particles=2000).log_w.mean(0)
+    found = pv.evidence.elbo(model, guide, x, num_particles=2000)
+    assert ((found.value - whole).abs() <= 8 * found.stderr).all()
+
+
+def test_a_mask_per_datapoint_is_evaluated_whole():
+    vae, x = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,)), torch.ones(600, 4)
+    mask = torch.arange(600) < 500
+    pair = (poutine.mask(vae.model, mask=mask), poutine.mask(vae.guide, mask=mask))
+    found = pv.evidence.elbo(*pair, x, num_particles=3)
+    assert (found.value[500:] == 0).all()
+    assert (found.value[:500] < 0).all()
 
 
 def test_a_plate_that_subsamples_is_not_evaluated():
@@ -316,6 +402,31 @@ def test_an_automatic_guide_of_pyros_is_a_guide():
         ELBO(analytic_kl=True).loss(problem.model, guide, x)
 
 
+def test_an_automatic_guide_that_was_not_used_yet_is_made_for_all_datapoints():
+    problem = pv.problems.linear_gaussian(W=torch.randn(3, 2), scale=0.5)
+    x = problem.sample(600, seed=0)
+    for prepare in (lambda guide: None, lambda guide: guide(x)):
+        guide = AutoNormal(problem.model)
+        prepare(guide)
+        assert pv.evidence.elbo(problem.model, guide, x, num_particles=3).value.shape == (600,)
+        SVI(problem.model, guide, Adam({"lr": 0.02}), Trace_ELBO()).step(x)
+
+
+def test_a_point_mass_does_not_hide_behind_another_sites_auxiliary():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Normal(torch.zeros(()), 1.0))
+            w = pyro.sample("w", Normal(torch.zeros(()), 0.02))
+            pyro.sample("x", Normal(z + w, 1.0), obs=x)
+
+    guide, x = AutoGuideList(model), torch.randn(5)
+    guide.append(AutoNormal(poutine.block(model, hide=["w"])))
+    guide.append(AutoDelta(poutine.block(model, expose=["w"])))
+    guide(x)
+    with pytest.raises(PairError, match="'w'"):
+        pv.evidence.importance(model, guide, x, num_particles=10)
+
+
 # --- Whose parameters
 
 
@@ -352,7 +463,7 @@ def test_other_values_in_the_store_are_not_passed_over(look):
     trained, fresh = networks(), networks(update_module_params=True)
     SVI(*trained, Adam({"lr": 0.01}), Trace_ELBO()).step(x)
     look(*trained, x)
-    with pytest.raises(StaleParamStoreError, match=r"other values under '(de|en)coder\$\$\$weight'.*load them"):
+    with pytest.raises(StaleParamStoreError, match=r"other values under '(de|en)coder\$\$\$weight'.*copy them"):
         look(*fresh, x)
     Trace_ELBO().loss(*fresh, x)  # loads them
     torch.manual_seed(0)
@@ -424,6 +535,34 @@ def test_an_attribute_is_not_taken_for_a_global_of_its_name():
     assert encoder_of_another not in modules_behind(names["model"])
 
 
+def test_a_parameter_that_the_store_does_not_hold_yet_is_drawn_once():
+    def model(x):
+        loadings = pyro.param("loadings", lambda: torch.randn(2, 3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard_normal(2))
+            pyro.sample("x", Normal(z @ loadings, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", standard_normal(2))
+
+    one, other = (
+        pv.evidence.elbo(model, guide, torch.ones(3, 3), num_particles=20_000, max_bytes=size)
+        for size in (2**14, 2**26)
+    )
+    assert ((one.value - other.value).abs() <= 6 * one.stderr.hypot(other.stderr)).all()
+    assert not list(pyro.get_param_store().keys())
+
+
+TENTH = torch.tensor(0.1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("scale", "other"), [(0.1, TENTH), (2.0, torch.tensor([2.0]))])
+def test_equal_scales_of_two_kinds_are_equal(scale, other):
+    vae, x = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,)), torch.ones(20, 4)
+    assert ELBO().loss(poutine.scale(vae.model, scale=scale), poutine.scale(vae.guide, scale=other), x) > 0
+
+
 # --- In which mode
 
 
@@ -459,6 +598,38 @@ def test_a_network_that_cannot_be_found_is_looked_at_in_evaluation_mode(look, hi
         look(model, guide, torch.randn(8, 3))
         assert torch.equal(net[1].running_mean, statistics)
     assert all(part.training for part in net.modules())
+
+
+def test_a_failed_step_puts_back_a_buffer_that_was_replaced():
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(4))
+
+        def forward(self, x):
+            self.seen = 0.9 * self.seen + 0.1 * x.detach().mean(0)
+            return x.exp() * x.exp()
+
+    vae = pv.VAE(
+        encoder=nn.Sequential(Average(), nn.Linear(4, 4)),
+        decoder=nn.Linear(2, 4),
+        prior=pv.priors.StandardNormal(2),
+        likelihood=pv.likelihoods.Gaussian((4,), scale=1.0),
+    )
+    with pytest.raises(NonFiniteLossError):
+        pv.fit(vae, torch.full((10, 4), 80.0), num_epochs=1, batch_size=10, progress=False)
+    assert not vae.encoder[0].seen.any()
+
+
+def test_a_learned_scale_comes_back_from_its_bound():
+    vae = pv.presets.mlp_vae(
+        data_shape=(2,), latent_dim=1, hidden=(4,), likelihood="gaussian", likelihood_scale="learned"
+    )
+    run = {"num_epochs": 200, "batch_size": 50, "learning_rate": 0.05, "progress": False}
+    pv.fit(vae, torch.zeros(50, 2), **run)
+    assert (vae.likelihood.log_scale.exp() < 0.02).all()
+    pv.fit(vae, torch.randn(50, 2), **run)
+    assert (vae.likelihood.log_scale.exp() > 0.02).all()
 
 
 def test_fit_leaves_modes_as_they_were_and_frozen_parts_frozen():

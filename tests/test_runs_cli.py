@@ -330,6 +330,8 @@ def test_unknown_flag_gets_the_nearest_spelling(flag, meant):
     [
         (["tran"], r"tran: did you mean train\?"),
         (["elephant"], "elephant: see `pyro-vae --help`"),
+        (["evaluate", "run", "--eval-particles", "3"], "options: --eval-particles 3: see `pyro-vae evaluate --help`"),
+        (["resume", "run", "--sed", "3"], "options: --sed, 3: see `pyro-vae resume --help`"),
         (["train", "mnsit"], r"did you mean mnist\?"),
         (["train", "--likelihood", "gausian"], r"did you mean gaussian\?"),
         (["train", "--num-epochs", "x"], r"--num-epochs: no type matching INT .*'x'"),

@@ -66,7 +66,7 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
     """
     x = suited(as_batch(x), model, guide)
     with seeded(seed, "latents"), evaluating(model, guide), unregistered(agreeing=True):
-        whole = len(x) > _ROWS and not rows_apart(model, guide, x[:_ROWS])
+        whole = len(x) > _ROWS and not rows_apart(model, guide, x)
         parts = [_moments(model, guide, batch) for batch in ((x,) if whole else x.split(_ROWS))]
     summary = {}
     for name in parts[0]:

@@ -75,15 +75,15 @@ def summarise(
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     x = suited(as_batch(x), model, guide)
-    pair = (unregistered(agreeing=True)(model), unregistered(agreeing=True)(guide))
     found: dict[int, Any] = {}
     with (
         torch.no_grad(),
         evaluating(model, guide),
+        unregistered(agreeing=True),
         seeded(seed, "evidence"),
         tqdm(total=len(x) * num_particles, unit="draw", unit_scale=True, disable=None if progress else True) as bar,
     ):
-        for rows, log_w in particle_chunks(*pair, x, num_particles=num_particles, max_bytes=max_bytes):
+        for rows, log_w in particle_chunks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
             block = summary.of(log_w)
             found[rows.start] = found[rows.start].merge(block) if rows.start in found else block
             bar.update(log_w.numel())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["Objective", "ObjectiveModule"]
 
-import inspect
 from typing import Any
 
 import pyro.infer
@@ -51,10 +50,6 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.gradient = gradient
         self._verdicts = Verdicts()
-
-    def __repr__(self) -> str:
-        options = (f"{name}={getattr(self, name, ...)!r}" for name in inspect.signature(type(self)).parameters)
-        return f"{type(self).__name__}({', '.join(options)})"
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         """The bound, to maximise, in nats per datapoint."""
