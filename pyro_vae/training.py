@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SCHEDULES", "Schedule", "fit"]
+__all__ = ["fit"]
 
 import math
 import operator
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,21 +25,9 @@ from .modules import evaluating
 from .objectives import ELBO, Objective
 from .objectives.base import ObjectiveModule
 from .randomness import seeded
+from .schedules import SCHEDULES, Schedule
 from .sites import Vectorized, draw_sites
 from .training_state import Epoch, History, TrainingState
-
-Schedule = Literal["constant", "cosine", "burda"]
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "burda": lambda progress: 10 ** (-_burda_stage(progress) / 7),
-}
-"""What the learning rate is multiplied by, from the share of training done, in [0, 1).
-
-``burda`` is the schedule of the IWAE paper: eight stages i = 0..7 of :math:`3^i` shares each at :math:`10^{-i/7}`; with
-3,280 epochs these are the paper's passes, with fewer the stages shrink in proportion.
-"""
 
 
 def fit(
@@ -69,6 +57,9 @@ def fit(
     Pyro's global parameter store and settings are not touched, and torch's generators are left as they were. The same
     seed, data and starting weights give the same weights bit for bit, on one kind of machine and number of threads.
 
+    The pair is called on minibatches, so whatever belongs to a datapoint has to come with it in ``x``. Meanwhile its
+    modules are in training mode, but for parts frozen in evaluation mode; afterwards they are in the mode they were in.
+
     Ctrl-C lets the step finish, saves the checkpoint and returns the history so far; a second one raises.
 
     Arguments:
@@ -77,7 +68,7 @@ def fit(
             and returns a float batch for an index tensor.
         objective: What is maximised; :class:`~pyro_vae.objectives.ELBO` by default.
         num_epochs, batch_size, learning_rate, adam_eps: As usual. A batch larger than the data is clipped.
-        schedule: ``"constant"``, ``"cosine"`` or ``"burda"``, see :data:`SCHEDULES`.
+        schedule: ``"constant"``, ``"cosine"`` or ``"burda"``, see :data:`~pyro_vae.schedules.SCHEDULES`.
         max_grad_norm: Clip the gradient of the mean loss to this norm.
         validation: Held-out data; their bound is in the history.
         patience: Stop after this many epochs without a better validation bound. If it is given, the weights of the
@@ -295,8 +286,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def _postfix(epoch: Epoch, num_epochs: int) -> str:
     text = f"epoch {epoch.epoch}/{num_epochs}, bound {epoch.train_bound:.2f}"
     return text if math.isnan(epoch.validation_bound) else f"{text}, validation {epoch.validation_bound:.2f}"
-
-
-def _burda_stage(progress: float) -> int:
-    """The stage i whose share of training, from (3^i - 1) / 6560 to (3^(i+1) - 1) / 6560, holds ``progress``."""
-    return next(i for i in range(8) if i == 7 or progress * 6560 < 3 ** (i + 1) - 1)

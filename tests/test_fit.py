@@ -22,7 +22,7 @@ from pyro_vae.config import TrainConfig
 from pyro_vae.data import Pixels
 from pyro_vae.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteLossError
 from pyro_vae.randomness import seeded
-from pyro_vae.training import SCHEDULES, Schedule
+from pyro_vae.schedules import SCHEDULES, Schedule
 
 SIZE = 6
 NUM, BATCH, EPOCHS = 40, 16, 4

@@ -10,7 +10,7 @@ import pyro_vae
 # From the ground up; a room may import from lower rows only. The rooms of a family are its base, its members, its door.
 FLOORS = """
 errors
-arrays files randomness weights
+arrays files randomness schedules weights
 nn
 modules
 data likelihoods posteriors priors
@@ -33,7 +33,7 @@ parsing
 cli
 __main__
 """
-GROUND = {"errors", "arrays", "files", "randomness", "weights"}  # plain tensors, no pyro
+GROUND = {"errors", "arrays", "files", "randomness", "schedules", "weights"}  # plain tensors, no pyro
 OWNERS = {
     "matplotlib": {"plot"},
     "safetensors": {"checkpoint"},
