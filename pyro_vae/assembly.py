@@ -39,6 +39,7 @@ def split(config: TrainConfig, source: data.Dataset) -> Split:
 
 
 def build(config: TrainConfig, x_train: data.Pixels) -> VAE:
+    """The untrained model; its decoder starts at the mean of the training images."""
     assert config.latent_dim is not None
     if config.preset == "burda":
         return burda_vae(data_shape=x_train.shape, latent_dim=config.latent_dim, data_mean=x_train.mean)
@@ -54,7 +55,7 @@ def build(config: TrainConfig, x_train: data.Pixels) -> VAE:
 
 
 def objective_of(config: TrainConfig) -> Objective:
-    """The objective."""
+    """The bound that is maximised, with its particles."""
     if config.objective == "iwae":
         return IWAE(num_particles=config.num_particles)
     return ELBO(num_particles=config.num_particles, analytic_kl=config.analytic_kl)

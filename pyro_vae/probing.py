@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Verdicts", "rows_apart", "vectorizes"]
 
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import unwrap
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .errors import PairError
@@ -66,7 +67,7 @@ class Verdicts:
     that starts at zero or a fresh batch normalisation hides what a network does with particles. A no is final.
     """
 
-    _MOST_PAIRS = 4
+    _MOST_PAIRS, _MOST_CALLS = 4, 512
 
     def __init__(self) -> None:
         # With the programs themselves, so that no other one can come to live at their address.
@@ -88,6 +89,8 @@ class Verdicts:
         if calls & (calls - 1) == 0 and (verdict.model or verdict.guide):
             verdict = vectorizes(model, guide, args, kwargs)
         known[1][given] = (verdict, calls)
+        if len(known[1]) > self._MOST_CALLS:
+            del known[1][next(iter(known[1]))]
         return verdict
 
 
@@ -102,9 +105,13 @@ def _identity(program: Program) -> Key:
 
 
 def _described(args: tuple, kwargs: dict[str, Any]) -> Key:
-    """The arguments as far as a network may tell them apart by more than their values."""
-    parts = ((part.shape if isinstance(part, Tensor) else part, type(part)) for part in tree_leaves((args, kwargs)))
-    return tuple(part if isinstance(part[0], (torch.Size, bool, int, str)) else part[1] for part in parts)
+    """The arguments as far as they may decide what is computed, and not only with which numbers."""
+    parts = (part.shape if isinstance(part, Tensor) else part for part in tree_leaves((args, kwargs)))
+    # With its type, since True == 1; functions and networks are kept alive by being a key.
+    return tuple((type(part), part if isinstance(part, _DECIDING) else None) for part in parts)
+
+
+_DECIDING = (torch.Size, bool, int, str, nn.Module, FunctionType, MethodType)
 
 
 def rows_apart(model: Program, guide: Program, x: Tensor) -> bool:
@@ -140,8 +147,7 @@ def _same_alone_and_elsewhere(program: Program, drawn: poutine.Trace, x: Tensor,
             if not _close(site_log_prob(site, 1), expected[name][:, row : row + 1]):
                 return False
     for place in places - {0}:
-        elsewhere = trace(poutine.replay(program, trace=_moved(together, place)), (x,), {})
-        for name, site in sample_sites(elsewhere).items():
+        for name, site in sample_sites(replay(program, _moved(together, place), (x,), {})).items():
             if not _close(site_log_prob(site, 1), expected[name]):
                 return False
     return True

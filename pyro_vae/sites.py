@@ -11,7 +11,6 @@ __all__ = [
     "redraw",
     "total",
     "weigh",
-    "with_values",
 ]
 
 from collections.abc import Callable, Sequence
@@ -163,7 +162,7 @@ def _stack(parts: list[Sites]) -> Sites:
     return Sites(*map(_cat, (prior, likelihood, log_q, z, kl)), scale=scale[0], reparameterized=reparameterized[0])
 
 
-def with_values(trace: poutine.Trace, value: Callable[[Any], Tensor]) -> poutine.Trace:
+def _with_values(trace: poutine.Trace, value: Callable[[Any], Tensor]) -> poutine.Trace:
     """A copy of the trace with other values at its latent sites."""
     changed: Any = trace.copy()
     for name, site in latent_sites(trace).items():
@@ -172,12 +171,12 @@ def with_values(trace: poutine.Trace, value: Callable[[Any], Tensor]) -> poutine
 
 
 def particle_of(trace: poutine.Trace, k: int) -> poutine.Trace:
-    return with_values(trace, lambda site: site["value"][k])
+    return _with_values(trace, lambda site: site["value"][k])
 
 
 def redraw(trace: poutine.Trace, num_particles: int) -> poutine.Trace:
     shape = torch.Size([num_particles] if num_particles > 1 else [])
-    return with_values(trace, lambda site: site["fn"](shape))
+    return _with_values(trace, lambda site: site["fn"](shape))
 
 
 def total(terms: Terms) -> Tensor:

@@ -193,6 +193,36 @@ def test_a_verdict_is_one_for_each_value_of_a_flag():
     assert not objective._verdicts.of(model, guide, (x, True), {}).model
 
 
+def decoded_by(net, x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", standard_normal(1))
+        pyro.sample("x", Normal(net(z), 1.0), obs=x)
+
+
+def test_a_verdict_on_one_network_is_none_on_another():
+    pair, x = FirstColumn(), torch.linspace(-2, 2, 10)
+    safe, unsafe = (lambda z: pair.decoder(z)[..., 0]), (lambda z: pair.decoder(z)[:, 0])
+    verdicts = IWAE(num_particles=3)._verdicts
+    for _ in range(2):  # the third call is not asked about anew
+        assert verdicts.of(partial(decoded_by, safe), pair.guide, (x,), {}).model
+    assert not verdicts.of(partial(decoded_by, unsafe), pair.guide, (x,), {}).model
+
+    def guide(net, x):
+        pair.guide(x)
+
+    for _ in range(2):
+        assert verdicts.of(decoded_by, guide, (safe, x), {}).model
+    assert not verdicts.of(decoded_by, guide, (unsafe, x), {}).model
+
+
+def test_arguments_that_are_never_the_same_do_not_fill_the_memory():
+    vae, x, verdicts = pv.presets.mlp_vae(data_shape=(4,), hidden=(8,)), torch.ones(3, 4), IWAE()._verdicts
+    for step in range(600):
+        verdicts.of(vae.model, vae.guide, (x, step), {})
+    ((_, found),) = verdicts._found.values()
+    assert len(found) <= 512
+
+
 def test_a_pair_of_partial_functions_made_anew_is_one_pair():
     pair, x, objective = FirstColumn(), torch.linspace(-2, 2, 10), IWAE(num_particles=3)
     for _ in range(5):
@@ -492,23 +522,25 @@ def test_a_constrained_parameter_is_evaluated_at_its_trained_value():
     assert pyro.param("scale").item() < 0.7
 
 
+def loadings_model(x):
+    """A parameter that is drawn when it is first asked for."""
+    loadings = pyro.param("loadings", lambda: torch.randn(2, 3))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", standard_normal(2))
+        pyro.sample("x", Normal(z @ loadings, 1.0).to_event(1), obs=x)
+
+
+def prior_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", standard_normal(2))
+
+
 @pytest.mark.parametrize("num_particles", [1, 2])
 def test_parameters_that_are_made_at_the_first_step_depend_on_the_callers_seed(num_particles):
     def first(seed):
         pyro.set_rng_seed(seed)
-
-        def model(x):
-            loadings = pyro.param("loadings", lambda: torch.randn(2, 3))
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", standard_normal(2))
-                pyro.sample("x", Normal(z @ loadings, 1.0).to_event(1), obs=x)
-
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", standard_normal(2))
-
-        with pyro.get_param_store().scope() as _:
-            IWAE(num_particles=num_particles).loss(model, guide, torch.ones(4, 3))
+        with pyro.get_param_store().scope():
+            IWAE(num_particles=num_particles).loss(loadings_model, prior_guide, torch.ones(4, 3))
             return pyro.param("loadings").detach().clone()
 
     assert torch.equal(first(1), first(1))
@@ -536,18 +568,8 @@ def test_an_attribute_is_not_taken_for_a_global_of_its_name():
 
 
 def test_a_parameter_that_the_store_does_not_hold_yet_is_drawn_once():
-    def model(x):
-        loadings = pyro.param("loadings", lambda: torch.randn(2, 3))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", standard_normal(2))
-            pyro.sample("x", Normal(z @ loadings, 1.0).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", standard_normal(2))
-
     one, other = (
-        pv.evidence.elbo(model, guide, torch.ones(3, 3), num_particles=20_000, max_bytes=size)
+        pv.evidence.elbo(loadings_model, prior_guide, torch.ones(3, 3), num_particles=20_000, max_bytes=size)
         for size in (2**14, 2**26)
     )
     assert ((one.value - other.value).abs() <= 6 * one.stderr.hypot(other.stderr)).all()
