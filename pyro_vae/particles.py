@@ -99,7 +99,7 @@ def particle_chunks(
         for done in range(0, num_particles, most):
             block = min(most, num_particles - done)
             if len(latent) == 1:
-                sites = weigh(model, redraw(guide_trace, block), (batch,), {}, block, vectorized, False)
+                sites = weigh(model, [redraw(guide_trace, block)], (batch,), {}, block, vectorized)
             else:
                 sites = draw_sites(model, guide, (batch,), {}, num_particles=block, vectorized=vectorized)
             yield span, sites.log_w

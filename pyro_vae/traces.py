@@ -10,6 +10,7 @@ __all__ = [
     "replay",
     "require_rows",
     "require_same_sites",
+    "rows",
     "same_rows",
     "sample_sites",
     "site_kl",
@@ -28,7 +29,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from .errors import PairError, ShapeError
 
@@ -60,6 +61,13 @@ def replay(model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict
 
 def _data_frames(site: Any) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
+
+
+def rows(trace: poutine.Trace, size: int) -> Tensor:
+    """Which of ``size`` datapoints a program ran on."""
+    nodes: dict[str, Any] = dict(trace.nodes)
+    plates = (site["value"] for name, site in nodes.items() if site_is_subsample(site) and name != PARTICLES)
+    return next(plates, torch.arange(size))
 
 
 def same_rows(program: Program, other: poutine.Trace) -> Program:
@@ -128,17 +136,25 @@ def site_log_prob(site: Any, num_particles: int) -> Float[Tensor, "particles bat
     return log_prob.expand(num_particles, batch)
 
 
-def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch"]:
-    """Exact KL(q || p) of one site, given the values of the sites before it."""
+def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch latent"]:
+    """Exact KL(q || p) of one site, given the values of the sites before it.
+
+    One number per latent dimension where both distributions are products over dimensions, else one for the site.
+    """
     try:
         shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
-        kl = kl_divergence(q["fn"].expand(shape), p["fn"].expand(shape))
+        one, other = q["fn"].expand(shape), p["fn"].expand(shape)
+        if products := all(isinstance(fn, Independent) for fn in (one, other)):
+            one, other = one.base_dist, other.base_dist
+        kl = kl_divergence(one, other)
+        kl = kl.reshape(*shape, -1) if products else kl[..., None]
     except NotImplementedError:
         raise PairError(
             f"site {q['name']!r}: no closed form for the KL divergence from {type(q['fn']).__name__} to "
             f"{type(p['fn']).__name__}: use analytic_kl=False"
         ) from None
-    return scale_and_mask(kl, 1.0, q["mask"]).expand(torch.broadcast_shapes(kl.shape, (1, 1)))
+    mask = q["mask"][..., None] if isinstance(q["mask"], Tensor) else q["mask"]
+    return scale_and_mask(kl, 1.0, mask).expand(torch.broadcast_shapes(kl.shape, (1, 1, 1)))
 
 
 def require_rows(latent: dict[str, Any], num: int) -> None:

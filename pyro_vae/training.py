@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def fit(
     .. math:: \max_{\theta, \phi} \frac1N \sum_{n=1}^N s_n\, \mathcal L_{\theta, \phi}(x_n)
 
     with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale that the pair asks for, usually 1.
+    Whatever is maximised, the history has the plain ELBO of the same draws beside it.
 
     Pyro's global parameter store and settings are not touched, and torch's generators are left as they were. The same
     seed, data and starting weights give the same weights bit for bit, on one kind of machine and number of threads.
@@ -71,8 +73,8 @@ def fit(
         schedule: ``"constant"``, ``"cosine"`` or ``"burda"``, see :data:`~pyro_vae.schedules.SCHEDULES`.
         max_grad_norm: Clip the gradient of the mean loss to this norm.
         validation: Held-out data; their bound is in the history.
-        patience: Stop after this many epochs without a better validation bound. If it is given, the weights of the
-            best epoch are the ones kept, unless the training is interrupted.
+        patience: Stop after this many epochs without a better validation bound, or ELBO if what is maximised is not a
+            bound. If it is given, the weights of the best epoch are the ones kept, unless training is interrupted.
         seed: Of the order of the data and of all draws.
         device: ``"auto"`` (CUDA if there is one), or a device's name. The pair's modules are moved there.
         progress: Show a progress bar; it is quiet where there is no terminal.
@@ -155,14 +157,15 @@ def fit(
                     rate = learning_rate * SCHEDULES[schedule](state.step / total)
                     batch = batch_of(module, data, index, place)
                     with _kept_if_it_fails(with_buffers):
-                        bound = _step(module, optimiser, batch, rate, max_grad_norm, state.step + 1)
-                    state.advance(bound, len(index))
+                        sums = _step(module, optimiser, batch, rate, max_grad_norm, state.step)
+                    state.advance(*sums, len(index))
                     bar.update()
                 if state.offset < len(data):
                     state.keep_generators()
                     break
-            found = math.nan if held_out is None else _mean_bound(module, held_out, batch_size, seed, place)
-            state.finish_epoch(optimiser.param_groups[0]["lr"], found, keep_best=patience is not None)
+            found = (math.nan, math.nan) if held_out is None else _means(module, held_out, batch_size, seed, place)
+            by_elbo = module.objective.side == "not a bound"
+            state.finish_epoch(optimiser.param_groups[0]["lr"], *found, by_elbo=by_elbo, keep_best=patience is not None)
             bar.set_postfix_str(_postfix(state.epochs[-1], num_epochs))
             if checkpoint is not None:
                 state.save(Path(checkpoint), identity)
@@ -208,6 +211,8 @@ def _kept_if_it_fails(parts: list[torch.nn.Module]) -> Iterator[None]:
 def _described(objective: Objective) -> dict[str, Any]:
     """What tells one objective from another, as far as it can be written down."""
     options = {name: value for name, value in vars(objective).items() if isinstance(value, (bool, int, float, str))}
+    options |= {name: repr(value) for name, value in vars(objective).items() if is_dataclass(value)}
+    options.pop("step", None)
     return {"name": type(objective).__name__, **options}
 
 
@@ -217,28 +222,32 @@ def _step(
     batch: Tensor,
     learning_rate: float,
     max_grad_norm: float | None,
-    step: int,
-) -> float:
-    """One step up the mean bound; that mean times the batch size. The weights stay if anything is not finite."""
+    steps_done: int,
+) -> tuple[float, float]:
+    """One step up the mean bound; the sums of bound and ELBO. The weights stay if anything is not finite."""
+    module.objective.step = steps_done
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.zero_grad()
     try:
-        bound, scale = module.bound_and_scale(batch)
+        found = module.estimate(batch)
     except ValueError as error:  # how torch says that a distribution was given nan, with the whole tensor behind it
         if "to satisfy the constraint" not in str(error):
             raise
-        raise NonFiniteLossError(step, f"a distribution's parameter ({str(error).split(' of shape')[0]})") from error
-    (-(scale * bound).sum() / len(batch)).backward()
+        raise NonFiniteLossError(
+            steps_done + 1, f"a distribution's parameter ({str(error).split(' of shape')[0]})"
+        ) from error
+    (found.loss / len(batch)).backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    total, size = torch.stack([bound.detach().mean() * len(batch), norm.to(bound)]).tolist()  # one wait for the device
-    if not (math.isfinite(total) and math.isfinite(size)):
-        raise NonFiniteLossError(step, _culprit(module, batch))
+    means = [found.bound.detach().mean(), found.elbo.mean(), norm.to(found.bound)]
+    bound, elbo, size = torch.stack(means).tolist()  # one wait for the device
+    if not (math.isfinite(bound) and math.isfinite(size)):
+        raise NonFiniteLossError(steps_done + 1, _culprit(module, batch))
     if max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimiser.step()
-    return total
+    return bound * len(batch), elbo * len(batch)
 
 
 def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
@@ -255,12 +264,13 @@ def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
 
 
 @torch.no_grad()
-def _mean_bound(module: ObjectiveModule, data: Any, batch_size: int, seed: int, device: torch.device) -> float:
-    """The mean bound over all of the data, with the same draws every time it is asked for."""
+def _means(module: ObjectiveModule, data: Any, batch_size: int, seed: int, device: torch.device) -> tuple[float, float]:
+    """Mean bound and ELBO over all of the data, with the same draws every time they are asked for."""
     with seeded(seed, "validation"), evaluating(module):
-        index = torch.arange(len(data))
-        bounds = [module.bound_and_scale(batch_of(module, data, part, device))[0] for part in index.split(batch_size)]
-    return torch.cat(bounds).double().mean().item()
+        parts = torch.arange(len(data)).split(batch_size)
+        found = [module.estimate(batch_of(module, data, part, device)) for part in parts]
+    bound, elbo = (torch.cat(list(each)) for each in zip(*((one.bound, one.elbo) for one in found), strict=True))
+    return bound.double().mean().item(), elbo.double().mean().item()
 
 
 @contextmanager

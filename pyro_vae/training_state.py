@@ -21,20 +21,22 @@ from .files import replace_file
 
 
 class Epoch(NamedTuple):
-    """One row of the history; bounds in nats per datapoint."""
+    """One row of the history; what is maximised and the plain ELBO of the same draws, in nats per datapoint."""
 
     epoch: int
     step: int
     learning_rate: float
     train_bound: float
-    """The mean bound over the epoch's batches, each at the weights of its step."""
+    """The mean of what is maximised over the epoch's batches, each at the weights of its step."""
     validation_bound: float
-    """The bound on the validation data at the end of the epoch; nan without validation data."""
+    """The same on the validation data at the end of the epoch; nan without validation data."""
     seconds: float
+    train_elbo: float = math.nan
+    validation_elbo: float = math.nan
 
 
 class History(NamedTuple):
-    """What happened: one :class:`Epoch` each; the epoch with the best validation bound; whether Ctrl-C ended it."""
+    """What happened: one :class:`Epoch` each; the best epoch by the validation data; whether Ctrl-C ended it."""
 
     epochs: list[Epoch]
     best_epoch: int
@@ -58,7 +60,7 @@ def read_epochs(path: str | Path) -> list[Epoch]:
     try:
         with open(path, newline="") as file:
             header, *rows = csv.reader(file)
-        if tuple(header) != Epoch._fields or not rows:
+        if tuple(header) not in (Epoch._fields, Epoch._fields[:6]) or not rows:  # six: before the ELBO was noted
             raise ValueError
         return [Epoch(int(epoch), int(step), *map(float, rest)) for epoch, step, *rest in rows]
     except OSError as error:
@@ -77,6 +79,7 @@ class TrainingState:
         self.offset = 0  # datapoints of the current epoch that are done
         self.step = 0
         self.bound_sum = 0.0
+        self.elbo_sum = 0.0
         self.seconds = 0.0
         self.best_epoch = 0
         self.best_bound = -math.inf
@@ -90,22 +93,34 @@ class TrainingState:
         """The number of epochs that are complete."""
         return len(self.epochs)
 
-    def advance(self, bound_sum: float, num: int) -> None:
+    def advance(self, bound_sum: float, elbo_sum: float, num: int) -> None:
         """Note one step on ``num`` datapoints."""
         self.step += 1
         self.offset += num
         self.bound_sum += bound_sum
+        self.elbo_sum += elbo_sum
 
-    def finish_epoch(self, learning_rate: float, validation_bound: float, *, keep_best: bool) -> None:
+    def finish_epoch(
+        self, learning_rate: float, validation_bound: float, validation_elbo: float, *, by_elbo: bool, keep_best: bool
+    ) -> None:
         """Note that the epoch is complete, and keep its weights if they are the best so far."""
         self._tick()
-        train_bound = self.bound_sum / self.offset
         self.epochs.append(
-            Epoch(self.epoch + 1, self.step, learning_rate, train_bound, validation_bound, round(self.seconds, 3))
+            Epoch(
+                self.epoch + 1,
+                self.step,
+                learning_rate,
+                self.bound_sum / self.offset,
+                validation_bound,
+                round(self.seconds, 3),
+                self.elbo_sum / self.offset,
+                validation_elbo,
+            )
         )
-        self.offset, self.bound_sum = 0, 0.0
-        if validation_bound > self.best_bound:
-            self.best_bound, self.best_epoch = validation_bound, self.epoch
+        self.offset, self.bound_sum, self.elbo_sum = 0, 0.0, 0.0
+        watched = validation_elbo if by_elbo else validation_bound
+        if watched > self.best_bound:
+            self.best_bound, self.best_epoch = watched, self.epoch
             if keep_best:
                 self._best = {name: value.clone() for name, value in self.module.state_dict().items()}
 
@@ -187,7 +202,7 @@ class TrainingState:
         self._clock = now
 
 
-_COUNTERS = ("epochs", "offset", "step", "bound_sum", "seconds", "best_epoch", "best_bound")
+_COUNTERS = ("epochs", "offset", "step", "bound_sum", "elbo_sum", "seconds", "best_epoch", "best_bound")
 
 
 def previous(path: Path) -> Path:

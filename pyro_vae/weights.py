@@ -10,12 +10,15 @@ __all__ = [
     "LogMoments",
     "Moments",
     "cubo",
+    "doubly_reparameterized",
     "ess",
+    "grouped",
     "jackknife",
     "log_mean_exp",
     "log_mean_exp_stderr",
     "normalized_weights",
     "renyi",
+    "tvo",
 ]
 
 import math
@@ -26,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, require_count
 
 
 def log_mean_exp(log_w: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, "..."]:
@@ -51,6 +54,23 @@ def normalized_weights(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor
                 [0.5000]])
     """
     return torch.softmax(log_w, 0)
+
+
+def grouped(log_w: Float[Tensor, "particles *batch"], num_groups: int) -> Float[Tensor, "inner groups *batch"]:
+    """Split the particles of each datapoint into M groups of K, one behind the other; dimension 0 is within a group.
+
+    Errors:
+        ConfigError: unless the groups come out equal.
+
+    Example:
+        >>> grouped(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), num_groups=2)[..., 0]
+        tensor([[0., 2.],
+                [1., 3.]])
+    """
+    particles = log_w.shape[0]
+    if particles % num_groups:
+        raise ConfigError(f"found {particles} particles, expected a multiple of num_groups={num_groups}")
+    return log_w.reshape(num_groups, particles // num_groups, *log_w.shape[1:]).transpose(0, 1)
 
 
 class LogMoments(NamedTuple):
@@ -203,6 +223,28 @@ def renyi(log_w: Float[Tensor, "particles *batch"], alpha: float) -> Float[Tenso
     return torch.where(near, linear, log_mean_exp((1 - alpha) * log_w) / (1 - alpha))
 
 
+def doubly_reparameterized(log_w: Float[Tensor, "particles *batch"], alpha: float) -> Float[Tensor, "particles *batch"]:
+    r"""What multiplies each particle's path in the doubly reparameterised gradient of the Renyi bound.
+
+    .. math:: \alpha \tilde w_k + (1 - \alpha) \tilde w_k^2, \qquad
+        \tilde w = \mathrm{softmax}((1 - \alpha) \log w)
+
+    This is :math:`v_k - \partial v_k / \partial \log w_k` of the bound's derivatives :math:`v_k = \tilde w_k`: equal
+    weights for the ELBO (:math:`\alpha = 1`), squared weights for the importance-weighted bound (:math:`\alpha = 0`).
+
+    References:
+        | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019)
+        | https://arxiv.org/abs/1810.04152
+
+    Example:
+        >>> doubly_reparameterized(torch.tensor([[0.0], [0.0]]), alpha=0.0)
+        tensor([[0.2500],
+                [0.2500]])
+    """
+    weights = normalized_weights((1 - alpha) * log_w)
+    return weights * (alpha + (1 - alpha) * weights)
+
+
 def cubo(log_w: Float[Tensor, "particles *batch"], order: float = 2.0) -> Float[Tensor, "*batch"]:
     r"""Chi upper bound of order n, :math:`\frac1n \log \frac1K \sum_k w_k^n`, which is Renyi with alpha = 1 - n.
 
@@ -217,6 +259,31 @@ def cubo(log_w: Float[Tensor, "particles *batch"], order: float = 2.0) -> Float[
         tensor([3.])
     """
     return renyi(log_w, 1 - order)
+
+
+def tvo(log_w: Float[Tensor, "particles *batch"], num_pieces: int = 10) -> Float[Tensor, "*batch"]:
+    r"""Thermodynamic lower bound: a left Riemann sum over T equal pieces of the path from q to the posterior.
+
+    .. math:: \frac1T \sum_{t=0}^{T-1} \sum_k \tilde w_k^{(t/T)} \log w_k,
+        \qquad \tilde w^{(\beta)} = \mathrm{softmax}(\beta \log w)
+
+    The inner sum grows with :math:`\beta`, and its integral from 0 to 1 is the importance-weighted bound of the same
+    weights. So, weights for weights, this lies between the ELBO (T = 1) and that bound (T to infinity): a lower bound
+    on :math:`\log p(x)` in expectation, for any number of particles.
+
+    References:
+        | The Thermodynamic Variational Objective (Masrani et al., 2019)  https://arxiv.org/abs/1907.00031
+
+    Errors:
+        ConfigError: unless ``num_pieces`` is a whole number of at least 1.
+
+    Example:
+        >>> tvo(torch.tensor([[0.0], [2.0]]), num_pieces=1)
+        tensor([1.])
+    """
+    pieces = require_count("num_pieces", num_pieces)
+    terms = (normalized_weights(t / pieces * log_w) * log_w for t in range(pieces))
+    return sum(terms, torch.zeros_like(log_w)).sum(0) / pieces
 
 
 def jackknife(log_w: Float[Tensor, "particles *batch"], order: int = 1) -> Float[Tensor, "*batch"]:

@@ -22,7 +22,8 @@ from pyro_vae.config import TrainConfig
 from pyro_vae.data import Pixels
 from pyro_vae.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteLossError
 from pyro_vae.randomness import seeded
-from pyro_vae.schedules import SCHEDULES, Schedule
+from pyro_vae.schedules import SCHEDULES, LinearWarmup, Schedule
+from pyro_vae.training_state import Epoch, read_epochs
 
 SIZE = 6
 NUM, BATCH, EPOCHS = 40, 16, 4
@@ -157,8 +158,69 @@ def test_csv_has_one_row_per_epoch(x, tmp_path):
     history = pv.fit(small_vae(), x, **RUN)
     history.to_csv(tmp_path / "history.csv")
     rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["epoch", "step", "learning_rate", "train_bound", "validation_bound", "seconds"]
+    assert list(rows[0]) == list(Epoch._fields)
     assert [float(row["train_bound"]) for row in rows] == [epoch.train_bound for epoch in history.epochs]
+
+
+# What is maximised, and the ELBO beside it
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pv.objectives.ELBO(num_particles=3),
+        pv.objectives.IWAE(num_particles=3),
+        pv.objectives.BetaVAE(beta=5.0),
+        pv.objectives.ReweightedWakeSleep(num_particles=3, insomnia=0.5),
+        pv.objectives.InfoVAE(mmd_weight=10.0),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_the_plain_elbo_is_noted_whatever_is_maximised(x, held_out, objective):
+    vae = small_vae()
+    history = pv.fit(vae, x, objective=objective, validation=held_out, **RUN)
+    with torch.no_grad():
+        exact = pv.evidence.elbo(vae.model, vae.guide, held_out, num_particles=2000).mean
+    last = history.epochs[-1]
+    assert last.validation_elbo == pytest.approx(exact, abs=0.3)
+    assert last.train_elbo == pytest.approx(exact, abs=1.0)
+    same = last.validation_bound == pytest.approx(last.validation_elbo, abs=1e-3)
+    assert same == isinstance(objective, pv.objectives.ELBO)
+
+
+def test_patience_watches_the_elbo_of_what_is_not_a_bound(x, held_out):
+    # As the KL term of this warm-up gets heavier what is maximised falls, while the ELBO may well rise.
+    objective = pv.objectives.BetaVAE(beta=LinearWarmup(num_steps=12, end=50.0))
+    history = pv.fit(small_vae(), x, objective=objective, validation=held_out, patience=50, **RUN)
+    by_bound = max(history.epochs, key=lambda epoch: epoch.validation_bound).epoch
+    by_elbo = max(history.epochs, key=lambda epoch: epoch.validation_elbo).epoch
+    assert history.best_epoch == by_elbo != by_bound
+
+
+def test_a_warm_up_goes_on_where_it_was_interrupted(x, tmp_path):
+    def warm_up():
+        return pv.objectives.BetaVAE(beta=LinearWarmup(num_steps=12))
+
+    whole, parts, other = small_vae(), small_vae(), small_vae()
+    pv.fit(whole, x, objective=warm_up(), **RUN)
+    file = tmp_path / "state"
+    assert pv.fit(parts, Source(x, 5, press_ctrl_c), objective=warm_up(), checkpoint=file, **RUN).interrupted
+    pv.fit(parts, x, objective=warm_up(), checkpoint=file, **RUN)
+    assert_same_weights(weights(whole), weights(parts))
+    longer = pv.objectives.BetaVAE(beta=LinearWarmup(num_steps=13))
+    with pytest.raises(CheckpointError, match="objective"):
+        pv.fit(other, x, objective=longer, checkpoint=file, **RUN)
+
+
+def test_a_history_from_before_the_elbo_was_noted_can_be_read(x, tmp_path):
+    history = pv.fit(small_vae(), x, **RUN)
+    file = tmp_path / "history.csv"
+    history.to_csv(file)
+    assert [epoch[:4] for epoch in read_epochs(file)] == [epoch[:4] for epoch in history.epochs]
+    file.write_text("\n".join(",".join(line.split(",")[:6]) for line in file.read_text().splitlines()))
+    old = read_epochs(file)
+    assert [epoch.train_bound for epoch in old] == [epoch.train_bound for epoch in history.epochs]
+    assert all(math.isnan(epoch.train_elbo) for epoch in old)
 
 
 # --- The optimiser ------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@ r"""What all objectives share: the sockets into Pyro and torch, and the scale.""
 
 from __future__ import annotations
 
-__all__ = ["Objective", "ObjectiveModule"]
+__all__ = ["Estimate", "Objective", "ObjectiveModule"]
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pyro.infer
 import torch
@@ -14,13 +14,31 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, PairError, require_count
 from ..modules import leaves, modules_behind, unregistered
+from ..pathwise import Flow
 from ..probing import Verdicts
 from ..sites import Sites, Vectorized, draw_sites
 from ..traces import Program, replay, trace
+from .gradients import FLOWS, Coefficients, attached, leave_one_out, over_other_datapoints, sensitivity
+
+
+class Estimate(NamedTuple):
+    """What one run of a pair says."""
+
+    bound: Float[Tensor, " batch"]
+    """What is maximised, per datapoint, unscaled, in nats, with its gradient attached."""
+    elbo: Float[Tensor, " batch"]
+    """The plain ELBO of the same draws, whatever is maximised."""
+    scale: Any
+    """What the pair's subsampled plates and ``poutine.scale`` ask for."""
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        r""":math:`-\sum_b s_b\, \mathcal L(x_b)`."""
+        return -(self.scale * self.bound).sum()
 
 
 class Objective(pyro.infer.ELBO):
-    r"""A bound on :math:`\log p(x)` that any Pyro pair can be trained on.
+    r"""What any Pyro pair can be trained on: usually a bound on :math:`\log p(x)`.
 
     A member defines :meth:`bound`, from log-weights ``[particles, batch]`` to nats per datapoint ``[batch]``. The rest
     is here: it goes into stock :class:`pyro.infer.SVI` as ``loss=``, and ``objective(model, guide)`` is an
@@ -29,24 +47,31 @@ class Objective(pyro.infer.ELBO):
     .. math:: \text{loss} = -\sum_b s_b\, \mathcal L(x_b)
 
     with :math:`s` the scale of subsampled plates and ``poutine.scale``, applied *after* the bound, and
-    :math:`\mathcal L` the true bound.
+    :math:`\mathcal L` the true bound, whichever ``gradient`` is followed.
 
     Arguments:
         num_particles: The number of particles K.
-        gradient: How the gradient is estimated; ``"total"`` is that of the bound itself by the reparameterisation
-            trick, unbiased for every bound.
+        gradient: How the gradient is estimated, one of the member's ``gradients``; see
+            :mod:`pyro_vae.objectives.gradients`.
 
     Errors:
+        ConfigError: for a gradient that the member does not have, or one that needs more particles.
         PairError: for pairs that are not one data plate with local latents, and for a latent site whose distribution
-            cannot be reparameterised, where ``"total"`` would miss a term.
+            cannot be reparameterised where the gradient needs it.
     """
 
     gradients: tuple[str, ...] = ("total",)
+    side: Literal["lower", "not a bound"] = "lower"
+    """In which direction the value errs in expectation, per datapoint."""
+    step: int = 0
+    """The number of training steps done, for members with a schedule."""
 
     def __init__(self, *, num_particles: int = 1, gradient: str = "total") -> None:
         num_particles = require_count("num_particles", num_particles)
         if gradient not in self.gradients:
             raise ConfigError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
+        if gradient in ("rloo", "vimco") and num_particles < 2:
+            raise ConfigError(f"gradient={gradient!r} compares particles: expected num_particles of at least 2")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.gradient = gradient
         self._verdicts = Verdicts()
@@ -55,22 +80,15 @@ class Objective(pyro.infer.ELBO):
         """The bound, to maximise, in nats per datapoint."""
         raise NotImplementedError
 
-    def bound_and_scale(
-        self, model: Program, guide: Program, *args: Any, **kwargs: Any
-    ) -> tuple[Float[Tensor, " batch"], Any]:
-        """The bound per datapoint, unscaled, with its gradient attached; and the scale that the pair asks for."""
+    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+        """The bound per datapoint with its gradient attached, the ELBO of the same draws, and the pair's scale."""
         sites = self._sites(model, guide, args, kwargs)
-        if torch.is_grad_enabled() and not sites.reparameterized:
-            raise PairError(
-                "a latent site of the guide cannot be reparameterised (it has no rsample), so this gradient would miss "
-                "a term: use a continuous distribution, or sum a discrete site out with pyro.infer.TraceEnum_ELBO"
-            )
-        return self._bound(sites), sites.scale
+        self._require_reparameterized(sites)
+        return Estimate(self._bound(sites), sites.log_w.detach().mean(0), sites.scale)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor to call ``backward`` on."""
-        bound, scale = self.bound_and_scale(model, guide, *args, **kwargs)
-        return -(scale * bound).sum()
+        return self.estimate(model, guide, *args, **kwargs).loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; nothing is trained."""
@@ -88,22 +106,67 @@ class Objective(pyro.infer.ELBO):
         """The objective of this pair as an ``nn.Module`` that owns the pair's parameters."""
         return ObjectiveModule(self, model, guide)
 
+    @property
+    def _flow(self) -> Flow:
+        return FLOWS[self.gradient]
+
+    @property
+    def _num_draws(self) -> int:
+        """How many draws one estimate takes."""
+        return self.num_particles
+
+    def _require_reparameterized(self, sites: Sites) -> None:
+        if torch.is_grad_enabled() and self._flow != "score" and not sites.reparameterized:
+            raise PairError(
+                "a latent site of the guide cannot be reparameterised (it has no rsample), so this gradient would miss "
+                "a term: use a continuous distribution, gradient='rloo' (ELBO) or 'vimco' (IWAE), or sum a discrete "
+                "site out with pyro.infer.TraceEnum_ELBO"
+            )
+
     def _sites(
         self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, analytic_kl: bool = False
     ) -> Sites:
-        one = Vectorized(model=True, guide=True)  # nobody need be asked about a single particle
         return draw_sites(
             model,
             guide,
             args,
             kwargs,
-            num_particles=self.num_particles,
-            vectorized=one if self.num_particles == 1 else self._verdicts.of(model, guide, args, kwargs),
+            num_particles=self._num_draws,
+            vectorized=self._vectorized(model, guide, args, kwargs),
             analytic_kl=analytic_kl,
+            flow=self._flow,
         )
 
+    def _vectorized(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Vectorized:
+        if self._num_draws == 1:  # nobody need be asked about a single particle
+            return Vectorized(model=True, guide=True)
+        return self._verdicts.of(model, guide, args, kwargs)
+
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
-        return self.bound(sites.log_w)
+        log_w = sites.log_w.detach()
+        bound = self.bound(log_w)
+        return attached(bound, sites, self._coefficients(log_w)) if torch.is_grad_enabled() else bound
+
+    def _coefficients(self, log_w: Float[Tensor, "particles batch"]) -> Coefficients:
+        v = sensitivity(self.bound, log_w)
+        if self.gradient in ("total", "path"):
+            return Coefficients(v, v)
+        if self.gradient == "dreg":
+            return Coefficients(v, self._doubly_reparameterized(log_w))
+        signal = self._signal(log_w)
+        if self.gradient == "reinforce_baseline":
+            signal = signal - over_other_datapoints(signal)
+        elif self.gradient != "reinforce":
+            signal = self.bound(log_w) - leave_one_out(self.bound, log_w)
+        return Coefficients(v, v - 1 / len(log_w) - signal)
+
+    def _signal(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
+        """What each particle's density is reinforced by: the part of the bound that depends on it, here all."""
+        return self.bound(log_w).expand_as(log_w)
+
+    def _doubly_reparameterized(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
+        r""":math:`v_k - \partial v_k / \partial \log w_k`, in closed form."""
+        raise NotImplementedError
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         guide_trace = trace(guide, args, kwargs)
@@ -148,19 +211,18 @@ class ObjectiveModule(nn.Module):
         super().__setstate__({**state, "_all_owned": False})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        bound, scale = self.bound_and_scale(*args, **kwargs)
-        return -(scale * bound).sum()
+        return self.estimate(*args, **kwargs).loss
 
     def bound(self, *args: Any, **kwargs: Any) -> Float[Tensor, " batch"]:
         """The bound per datapoint, unscaled, in nats, with its gradient attached."""
-        return self.bound_and_scale(*args, **kwargs)[0]
+        return self.estimate(*args, **kwargs).bound
 
-    def bound_and_scale(self, *args: Any, **kwargs: Any) -> tuple[Float[Tensor, " batch"], Any]:
-        """As :meth:`Objective.bound_and_scale`, of this pair."""
-        bound, scale = self.objective.bound_and_scale(*self.pair, *args, **kwargs)
+    def estimate(self, *args: Any, **kwargs: Any) -> Estimate:
+        """As :meth:`Objective.estimate`, of this pair."""
+        found = self.objective.estimate(*self.pair, *args, **kwargs)
         if torch.is_grad_enabled() and not self._all_owned:
-            self._require_all_owned(bound, *args, *kwargs.values())
-        return bound, scale
+            self._require_all_owned(found.bound, *args, *kwargs.values())
+        return found
 
     def _require_all_owned(self, bound: Tensor, *inputs: Any) -> None:
         """Once, at the first step: what the bound depends on and this module does not own would not be trained."""

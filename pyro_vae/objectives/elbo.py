@@ -9,7 +9,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..sites import Sites, total
+from ..errors import ConfigError
+from ..sites import Sites
+from ..weights import doubly_reparameterized
 from .base import Objective
 
 
@@ -23,15 +25,22 @@ class ELBO(Objective):
     ``analytic_kl=True``, does not sample the KL term and so usually has the smaller variance. More particles make the
     estimate less noisy and leave the bound where it is; for a tighter bound see :class:`IWAE`.
 
+    Of the gradients, ``"path"`` (which ``"dreg"`` is here) vanishes at the exact posterior, draw by draw; the
+    score-function ones also train discrete latent variables, of which ``"rloo"`` is the least noisy.
+
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
+        | Sticking the Landing (Roeder et al., 2017)  https://arxiv.org/abs/1703.09194
+        | Neural Variational Inference and Learning (Mnih & Gregor, 2014)  https://arxiv.org/abs/1402.0030
 
     Arguments:
-        num_particles: The number of particles K (L in the paper).
-        gradient: ``"total"``.
-        analytic_kl: Use the closed form of the KL divergence at each latent site.
+        num_particles: The number of particles K (L in the first paper).
+        gradient: ``"total"``, ``"path"``, ``"dreg"``, ``"reinforce"``, ``"reinforce_baseline"``, ``"rloo"``; see
+            :mod:`pyro_vae.objectives.gradients`.
+        analytic_kl: Use the closed form of the KL divergence at each latent site; with ``"total"`` only.
 
     Errors:
+        ConfigError: for ``analytic_kl`` with another gradient.
         PairError: with ``analytic_kl``, where a closed form does not exist or the guide samples in another order than
             the model.
 
@@ -40,8 +49,12 @@ class ELBO(Objective):
         tensor([1.])
     """
 
+    gradients = ("total", "path", "dreg", "reinforce", "reinforce_baseline", "rloo")
+
     def __init__(self, *, num_particles: int = 1, gradient: str = "total", analytic_kl: bool = False) -> None:
         super().__init__(num_particles=num_particles, gradient=gradient)
+        if analytic_kl and gradient != "total":
+            raise ConfigError(f"analytic_kl leaves no sampled KL term: expected gradient='total', found {gradient!r}")
         self.analytic_kl = analytic_kl
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
@@ -51,6 +64,12 @@ class ELBO(Objective):
         return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
-        if not self.analytic_kl:
+        if self.gradient != "total":
             return super()._bound(sites)
-        return self.bound(total(sites.log_likelihood) - total(sites.kl))
+        return self.bound(sites.reconstruction - sites.divergence if self.analytic_kl else sites.log_w)
+
+    def _signal(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
+        return log_w / len(log_w)
+
+    def _doubly_reparameterized(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
+        return doubly_reparameterized(log_w, alpha=1.0)

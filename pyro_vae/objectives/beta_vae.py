@@ -1,0 +1,76 @@
+r"""The ELBO with a weight on its KL term."""
+
+from __future__ import annotations
+
+__all__ = ["BetaVAE"]
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..sites import Sites
+from .base import Estimate, Objective
+
+
+class BetaVAE(Objective):
+    r"""The beta-VAE's objective, in nats per datapoint, with a fixed weight or one that warms up.
+
+    .. math:: \mathbb E_{q(z \mid x)}[\log p(x \mid z)] - \beta\, \mathrm{KL}(q(z \mid x) \,\|\, p(z))
+
+    For :math:`\beta \ge 1` it is below the ELBO, and so a lower bound on :math:`\log p(x)`, if a loose one. With
+    :math:`\beta < 1`, or a schedule, it is **not a bound**. :math:`\beta = 0` is an autoencoder with noise in its code.
+
+    A schedule is called with the number of training steps done (``objective.step``, which counts evaluations with
+    gradients enabled): :class:`~pyro_vae.schedules.LinearWarmup`, :class:`~pyro_vae.schedules.CyclicalWarmup`, or any
+    function.
+
+    References:
+        | beta-VAE (Higgins et al., 2017)  https://openreview.net/forum?id=Sy2fzU9gl
+        | Generating Sentences from a Continuous Space (Bowman et al., 2016), warm-up  https://arxiv.org/abs/1511.06349
+        | Cyclical Annealing Schedule (Fu et al., 2019)  https://arxiv.org/abs/1903.10145
+
+    Arguments:
+        beta: The weight, at least 0, or a function from the step to the weight.
+        num_particles: The number of particles K, which are averaged over.
+        analytic_kl: Use the closed form of the KL divergence at each latent site, as :class:`ELBO` does.
+
+    Errors:
+        ConfigError: for a negative or infinite weight.
+
+    Example:
+        >>> from pyro_vae.schedules import LinearWarmup
+        >>> warmed_up = BetaVAE(beta=LinearWarmup(num_steps=1000))
+        >>> warmed_up.weight, warmed_up.side
+        (0.0, 'not a bound')
+    """
+
+    def __init__(
+        self, *, beta: float | Callable[[int], float] = 4.0, num_particles: int = 1, analytic_kl: bool = False
+    ) -> None:
+        super().__init__(num_particles=num_particles)
+        self.beta = beta
+        self.analytic_kl = analytic_kl
+        self.side = "lower" if not callable(beta) and self.weight >= 1 else "not a bound"
+
+    def estimate(self, *pair_and_arguments: Any, **kwargs: Any) -> Estimate:
+        found = super().estimate(*pair_and_arguments, **kwargs)
+        self.step += torch.is_grad_enabled()
+        return found
+
+    @property
+    def weight(self) -> float:
+        """The weight at this step."""
+        weight = self.beta(self.step) if callable(self.beta) else self.beta
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"beta={weight}: expected a finite number of at least 0")
+        return weight
+
+    def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
+        return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
+
+    def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
+        return (sites.reconstruction - self.weight * sites.divergence).mean(0)

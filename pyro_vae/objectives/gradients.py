@@ -1,0 +1,127 @@
+r"""How the gradient of a bound is estimated: every estimator is two coefficients per particle.
+
+A bound :math:`\mathcal L(\log w_1, \ldots, \log w_K)` has derivatives :math:`v_k = \partial \mathcal L / \partial \log
+w_k`, for the importance-weighted bound the normalised weights. What is followed is
+
+.. math:: \sum_k a_k\, \nabla_\theta \log p_\theta(x, z_k) + \begin{cases}
+    \sum_k b_k\, \dfrac{d}{d\phi} \log w_k & \text{through the draws } z_k(\phi) \\
+    -\sum_k b_k\, \nabla_\phi \log q_\phi(z_k \mid x) & \text{where the draws are constants}\end{cases}
+
+with :math:`\theta` the model's parameters and :math:`\phi` the guide's. For ``total`` the derivative of
+:math:`\log w` includes that of the density, for ``path`` and ``dreg`` it does not. ``score`` estimators need no
+reparameterisation, so they also work for discrete latent variables.
+
+| gradient | a | b | bias for the guide |
+|---|---|---|---|
+| ``total`` | v | v | none |
+| ``path`` | v | v | none for the ELBO only |
+| ``dreg`` | v | v - dv/dlog w | none |
+| ``reinforce`` | v | (v - 1/K) - L | none |
+| ``reinforce_baseline`` | v | (v - 1/K) - (L - L of the other datapoints) | none |
+| ``rloo``, ``vimco`` | v | (v - 1/K) - (L - L without particle k) | none |
+
+The constant 1/K leaves expectations as they are and makes the ELBO's ``reinforce`` the textbook's.
+
+| ``path``: Sticking the Landing (Roeder et al., 2017)  https://arxiv.org/abs/1703.09194
+| ``dreg``: Doubly Reparameterized Gradient Estimators (Tucker et al., 2019)  https://arxiv.org/abs/1810.04152
+| ``dreg`` of layered guides: Generalized Doubly-Reparameterized Gradient Estimators (Bauer & Mnih, 2021)
+|   https://arxiv.org/abs/2101.11046
+| ``reinforce``: Neural Variational Inference and Learning (Mnih & Gregor, 2014)  https://arxiv.org/abs/1402.0030
+| ``rloo``: Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019)
+|   https://openreview.net/forum?id=r1lgTGL5DE
+| ``vimco``: Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016)  https://arxiv.org/abs/1602.06725
+"""
+
+from __future__ import annotations
+
+__all__ = ["FLOWS", "Coefficients", "attached", "leave_one_out", "over_other_datapoints", "sensitivity"]
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..pathwise import Flow
+from ..sites import Sites, total
+
+Bound = Callable[[Tensor], Tensor]
+
+FLOWS: dict[str, Flow] = {
+    "total": "total",
+    "score": "score",
+    "path": "path",
+    "dreg": "path",
+    "reinforce": "score",
+    "reinforce_baseline": "score",
+    "rloo": "score",
+    "vimco": "score",
+}
+
+_TINY = 1e-12  # far below what a sum of weights resolves, far above where float32 ends
+
+
+class Coefficients(NamedTuple):
+    """What multiplies each particle's gradients; constants."""
+
+    model: Float[Tensor, "particles batch"]
+    guide: Float[Tensor, "particles batch"]
+
+
+def sensitivity(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
+    r""":math:`v_k = \partial \mathcal L / \partial \log w_k`.
+
+    Example:
+        >>> sensitivity(lambda log_w: torch.logsumexp(log_w, 0), torch.tensor([[0.0], [0.0]]))
+        tensor([[0.5000],
+                [0.5000]])
+    """
+    with torch.enable_grad():
+        leaf = log_w.detach().requires_grad_()
+        return torch.autograd.grad(bound(leaf).sum(), leaf)[0]
+
+
+def leave_one_out(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
+    r"""The bound with the k-th log-weight replaced by the mean of the others, which does not depend on :math:`z_k`.
+
+    Example:
+        >>> leave_one_out(lambda log_w: log_w.mean(0), torch.tensor([[0.0], [4.0]]))
+        tensor([[4.],
+                [0.]])
+    """
+    particles, batch = log_w.shape
+    others = (log_w.sum(0) - log_w) / (particles - 1)
+    replaced = torch.where(torch.eye(particles, dtype=torch.bool)[..., None], others[None], log_w[:, None])
+    return bound(replaced.reshape(particles, particles * batch)).reshape(particles, batch)
+
+
+def over_other_datapoints(signal: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
+    """The mean of a signal over the other datapoints of the batch; zero if there is no other.
+
+    Example:
+        >>> over_other_datapoints(torch.tensor([[1.0, 2.0, 6.0]]))
+        tensor([4.0000, 3.5000, 1.5000])
+    """
+    signal = signal.mean(0)
+    return (signal.sum() - signal) / max(1, len(signal) - 1)
+
+
+def attached(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[Tensor, " batch"]:
+    """The value, with the gradient that the coefficients ask for.
+
+    Model and guide meet in log p(x, z): its own parameters get ``model``, and a hook on z scales what goes on to the
+    guide by ``guide / model``.
+    """
+    model, guide = coefficients
+    if model is not guide:
+        model = torch.where(model.abs() < _TINY, _TINY, model)
+        for z in sites.z.values():
+            if z.requires_grad:
+                z.register_hook(_scaled_by((guide / model).reshape(guide.shape + (1,) * (z.ndim - 2))))
+    surrogate = (model * sites.log_p - guide * total(sites.log_q)).sum(0)
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def _scaled_by(factor: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: gradient * factor

@@ -1,0 +1,91 @@
+r"""Reweighted wake-sleep."""
+
+from __future__ import annotations
+
+__all__ = ["ReweightedWakeSleep"]
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+from ..errors import ConfigError, PairError
+from ..pathwise import log_density
+from ..sites import total
+from ..traces import Program, guide_sites, replay, rows, sample_sites, trace
+from ..weights import log_mean_exp, normalized_weights
+from .base import Estimate, Objective
+from .gradients import Coefficients
+
+
+class ReweightedWakeSleep(Objective):
+    r"""Reweighted wake-sleep: model and guide follow different objectives, datapoint by datapoint.
+
+    .. math::
+        \theta: \sum_k \tilde w_k \nabla_\theta \log p_\theta(x, z_k), \qquad
+        \phi: \lambda \sum_k \tilde w_k \nabla_\phi \log q_\phi(z_k \mid x)
+        + (1 - \lambda) \nabla_\phi \log q_\phi(z' \mid x'), \quad (x', z') \sim p_\theta
+
+    with :math:`\tilde w` the normalised weights of K draws from the guide. The model ascends the importance-weighted
+    bound (*wake-theta*), which is the value reported: a lower bound on :math:`\log p(x)`, in nats per datapoint. The
+    guide descends :math:`\mathrm{KL}(p(z \mid x) \,\|\, q)` at the data (*wake-phi*) and at dreams of the model
+    (*sleep-phi*), in the proportion ``insomnia``. Nothing is reparameterised, so discrete latent variables will do.
+
+    References:
+        | Reweighted Wake-Sleep (Bornschein & Bengio, 2015)  https://arxiv.org/abs/1406.2751
+        | Revisiting Reweighted Wake-Sleep (Le et al., 2019)  https://arxiv.org/abs/1805.10469
+
+    Arguments:
+        num_particles: The number of particles K.
+        insomnia: The share :math:`\lambda` of wake-phi, in [0, 1].
+        gradient: ``"score"``, or ``"dreg"`` for wake-phi through reparameterised draws (Tucker et al., 2019).
+
+    Errors:
+        ConfigError: for an ``insomnia`` outside of [0, 1].
+        PairError: with ``insomnia`` below 1, for a model that does not observe exactly the data it is called with.
+
+    Example:
+        >>> ReweightedWakeSleep(num_particles=2).bound(torch.tensor([[0.0], [0.0]]))
+        tensor([0.])
+    """
+
+    gradients = ("score", "dreg")
+
+    def __init__(self, *, num_particles: int = 5, insomnia: float = 1.0, gradient: str = "score") -> None:
+        super().__init__(num_particles=num_particles, gradient=gradient)
+        if not 0 <= insomnia <= 1:
+            raise ConfigError(f"insomnia={insomnia}: expected a share in [0, 1]")
+        self.insomnia = insomnia
+
+    def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
+        return log_mean_exp(log_w)
+
+    def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
+        found = super().estimate(model, guide, *args, **kwargs)
+        if self.insomnia == 1 or not torch.is_grad_enabled():
+            return found
+        sleep = (1 - self.insomnia) * _dreamed(model, guide, args, kwargs)
+        return found._replace(bound=found.bound + (sleep - sleep.detach()))
+
+    def _coefficients(self, log_w: Float[Tensor, "particles batch"]) -> Coefficients:
+        weights = normalized_weights(log_w)
+        wake = -weights if self.gradient == "score" else weights * (1 - weights)
+        return Coefficients(weights, self.insomnia * wake)
+
+
+def _dreamed(model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Float[Tensor, " batch"]:
+    """The guide's log-density of the latent values behind data that the model generates, one per datapoint."""
+    with torch.no_grad():
+        dream = trace(poutine.uncondition(model), args, kwargs)
+    seen = [site for site in sample_sites(dream).values() if site["infer"].get("was_observed")]
+    if len(seen) != 1 or not args or not isinstance(args[0], Tensor) or seen[0]["value"].shape[1:] != args[0].shape[1:]:
+        raise PairError(
+            f"sleep-phi puts the model's dream in the place of the data: expected one observed site, of the first "
+            f"argument, found {[site['name'] for site in seen]}: use insomnia=1"
+        )
+    x = args[0].clone()
+    x[rows(dream, len(x))] = seen[0]["value"].to(x)
+    q = guide_sites(replay(guide, dream, (x, *args[1:]), kwargs))
+    return total(log_density(q, 1, "score"))[0]
