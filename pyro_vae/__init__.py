@@ -31,6 +31,7 @@ __all__ = [
     "priors",
     "problems",
     "save",
+    "schedules",
     "weights",
 ]
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         presets,
         priors,
         problems,
+        schedules,
         weights,
     )
     from .checkpoint import load, save

@@ -10,9 +10,10 @@ from torch import Tensor
 from . import data
 from .config import TrainConfig
 from .errors import ConfigError
-from .objectives import ELBO, IWAE, Objective
+from .objectives import ELBO, IWAE, BetaVAE, Objective, Renyi, ReweightedWakeSleep
 from .presets import burda_vae, mlp_vae
 from .randomness import seeded
+from .schedules import LinearWarmup
 from .vae import VAE
 
 Split = tuple[data.Pixels, data.Pixels | None, Tensor, Tensor]
@@ -55,10 +56,18 @@ def build(config: TrainConfig, x_train: data.Pixels) -> VAE:
 
 
 def objective_of(config: TrainConfig) -> Objective:
-    """The bound that is maximised, with its particles."""
+    """What is maximised, with its particles and its gradient."""
+    particles, gradient = config.num_particles, config.gradient or "total"
+    if config.objective == "beta_vae":
+        beta = LinearWarmup(config.warmup_steps, end=config.beta) if config.warmup_steps else config.beta
+        return BetaVAE(beta=beta, num_particles=particles, analytic_kl=config.analytic_kl)
+    if config.objective == "wake_sleep":
+        return ReweightedWakeSleep(num_particles=particles, gradient=config.gradient or "score")
+    if config.objective == "renyi":
+        return Renyi(alpha=config.alpha, num_particles=particles, gradient=gradient)
     if config.objective == "iwae":
-        return IWAE(num_particles=config.num_particles)
-    return ELBO(num_particles=config.num_particles, analytic_kl=config.analytic_kl)
+        return IWAE(num_particles=particles, gradient=gradient)
+    return ELBO(num_particles=particles, gradient=gradient, analytic_kl=config.analytic_kl)
 
 
 def protocol(config: TrainConfig, x_test: Tensor) -> str:

@@ -50,12 +50,26 @@ class TrainConfig:
     """How training images are presented: binarised once, anew each time (test images once), cut at 1/2, or grey."""
     binarise_seed: int = 0
     """The stored seed of everything that is binarised once. Independent of --seed, so that runs share a test set."""
-    objective: Literal["elbo", "iwae"] = "elbo"
-    """The bound that is maximised."""
+    objective: Literal["elbo", "iwae", "renyi", "wake_sleep", "beta_vae"] = "elbo"
+    """What is maximised; the history has the plain ELBO beside it."""
+    gradient: Annotated[
+        Literal["total", "path", "dreg", "reinforce", "reinforce_baseline", "rloo", "vimco", "score"] | None,
+        arg(
+            metavar="{total,path,dreg,reinforce,reinforce_baseline,rloo,vimco,score}",
+            help_behavior_hint="(default: total; wake_sleep: score)",
+        ),
+    ] = None
+    """How the gradient is estimated."""
+    alpha: float = 0.5
+    """The order of the Renyi bound."""
+    beta: float = 4.0
+    """The weight of the beta-VAE's KL term."""
+    warmup_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: do not)")] = None
+    """Let the beta-VAE's weight rise from 0 over so many steps."""
     num_particles: int = 1
     """Draws of z per datapoint and step."""
     analytic_kl: bool = False
-    """Use the closed form of the ELBO's KL term."""
+    """Use the closed form of the KL term of the ELBO or the beta-VAE."""
     num_epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20; digits: 200)")] = None
     """Passes over the training data."""
     batch_size: int = 64
@@ -93,7 +107,7 @@ class TrainConfig:
             raise ConfigError(f"hidden={self.hidden}: expected widths of at least 1")
         if not isinstance(self.likelihood_scale, str) and not 0 < self.likelihood_scale < math.inf:
             raise ConfigError(f"likelihood_scale={self.likelihood_scale}: expected a positive number")
-        for name in ("num_particles", "num_epochs", "batch_size", "latent_dim", "patience"):
+        for name in ("num_particles", "num_epochs", "batch_size", "latent_dim", "patience", "warmup_steps"):
             if (value := getattr(self, name)) is not None:
                 require_count(name, value)
         for name in ("learning_rate", "max_grad_norm", "adam_eps"):
@@ -107,8 +121,13 @@ class TrainConfig:
             raise ConfigError(f"validation={self.validation}: expected a share in [0, 1)")
         if self.patience is not None and self.validation == 0:
             raise ConfigError("patience needs held-out images: set validation above 0")
-        if self.analytic_kl and self.objective != "elbo":
-            raise ConfigError(f"analytic_kl belongs to objective='elbo', found objective={self.objective!r}")
+        if self.analytic_kl and self.objective not in ("elbo", "beta_vae"):
+            raise ConfigError(f"analytic_kl belongs to objective='elbo' or 'beta_vae', found {self.objective!r}")
+        if self.objective == "beta_vae" and self.gradient not in (None, "total"):
+            raise ConfigError(f"objective='beta_vae' has gradient='total', found {self.gradient!r}")
+        for name, objective in {"alpha": "renyi", "beta": "beta_vae", "warmup_steps": "beta_vae"}.items():
+            if getattr(self, name) != type(self).__dict__[name] and self.objective != objective:
+                raise ConfigError(f"{name} belongs to objective={objective!r}, found objective={self.objective!r}")
         if self.likelihood != "gaussian" and self.likelihood_scale != "decoder":
             raise ConfigError(f"likelihood_scale belongs to likelihood='gaussian', found {self.likelihood!r}")
         if self.likelihood != "bernoulli" and self.relaxed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Verdicts", "rows_apart", "vectorizes"]
+__all__ = ["Verdicts", "blocks_of", "rows_apart", "vectorizes"]
 
 from functools import partial
 from types import FunctionType, MethodType
@@ -135,6 +135,11 @@ def rows_apart(model: Program, guide: Program, x: Tensor) -> bool:
 
 
 _FEW = 64
+
+
+def blocks_of(model: Program, guide: Program, x: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """``x`` cut into blocks of at most ``rows``, or left whole for a pair that does not take its datapoints apart."""
+    return x.split(rows) if len(x) <= rows or rows_apart(model, guide, x) else (x,)
 
 
 def _same_alone_and_elsewhere(program: Program, drawn: poutine.Trace, x: Tensor, places: set[int]) -> bool:

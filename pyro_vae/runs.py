@@ -171,6 +171,11 @@ def _train(config: TrainConfig, folder: Path, parts: Split, progress: bool) -> R
     return Run(folder, config, history, protocol(config, x_test), found, pictures)
 
 
+def _named(config: TrainConfig) -> str:
+    """What is maximised, as a title has it."""
+    return config.objective.upper().replace("_", " ") + (f" ({config.gradient})" if config.gradient else "")
+
+
 def _draw(
     config: TrainConfig, folder: Path, vae: VAE, epochs: list[Epoch], x_test: Tensor, y_test: Tensor
 ) -> list[Path]:
@@ -179,7 +184,7 @@ def _draw(
         z = vae.prior().sample(torch.Size([100]))
         drawn: dict[str, Callable[[], Any]] = {
             "history": lambda: plot.history(
-                epochs, title=f"{config.dataset}, {config.likelihood.capitalize()}: {config.objective.upper()}"
+                epochs, title=f"{config.dataset}, {config.likelihood.capitalize()}: {_named(config)}"
             ),
             "reconstructions": lambda: plot.reconstructions(
                 x_test[:12], vae.reconstruct(x_test[:12]), title="test images and E[x | z] at z = E[z | x]"

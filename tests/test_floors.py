@@ -22,7 +22,7 @@ pathwise
 sites
 probing
 particles
-diagnostics.latents evidence.base objectives.gradients
+diagnostics.latents diagnostics.parts evidence.base objectives.gradients
 objectives.base
 evidence.elbo evidence.importance objectives.*
 diagnostics evidence objectives

@@ -766,7 +766,7 @@ def test_a_guide_of_discrete_and_continuous_sites_is_trained_by_scores():
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss=IWAE(num_particles=8, gradient="vimco"))
     losses = [svi.step(x) for _ in range(200)]
     assert sum(losses[-20:]) < sum(losses[:20]) - 20 * 20
-    assert mix.item() > 1
+    assert mix.item() > 0.3
 
 
 # Signal and noise against the number of particles (Rainforth et al., 2018)

@@ -16,9 +16,10 @@ from pyro_vae import plot
 from pyro_vae.errors import ShapeError
 
 
-def epochs(train, validation):
-    rows = zip(train, validation, strict=True)
-    return [SimpleNamespace(epoch=n, train_bound=t, validation_bound=v) for n, (t, v) in enumerate(rows, 1)]
+def epochs(train, validation, elbo=None):
+    rows = zip(train, validation, elbo or train, [math.nan] * len(train) if elbo else validation, strict=True)
+    names = "train_bound", "validation_bound", "train_elbo", "validation_elbo"
+    return [SimpleNamespace(epoch=n, **dict(zip(names, row, strict=True))) for n, row in enumerate(rows, 1)]
 
 
 def levels(*values, height=4, width=4):
@@ -272,6 +273,14 @@ def test_history_is_not_flattened_by_the_first_epochs():
 def test_history_of_one_epoch_can_be_seen():
     ax = plot.history(epochs([-3.0], [-4.0]))
     assert all(line.get_marker() not in ("None", "", None) for line in ax.lines)  # a line needs two points
+
+
+def test_history_shows_the_elbo_where_something_else_is_maximised():
+    ax = plot.history(epochs([-3.0, -2.0], [-4.0, -3.5], elbo=[-5.0, -4.5]))
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["training", "validation", "ELBO, training"]  # what is all nan is left out
+    assert np.array_equal(ax.lines[2].get_ydata(), [-5.0, -4.5])
+    assert ax.get_ylim()[0] <= -5.0
 
 
 # --- Refusals -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch.distributions import Independent, kl_divergence
 
 from ..arrays import as_batch
 from ..modules import evaluating, suited, unregistered
-from ..probing import rows_apart
+from ..probing import blocks_of
 from ..randomness import seeded
 from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
 from ..weights import Moments
@@ -66,8 +66,7 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
     """
     x = suited(as_batch(x), model, guide)
     with seeded(seed, "latents"), evaluating(model, guide), unregistered(agreeing=True):
-        whole = len(x) > _ROWS and not rows_apart(model, guide, x)
-        parts = [_moments(model, guide, batch) for batch in ((x,) if whole else x.split(_ROWS))]
+        parts = [_moments(model, guide, batch) for batch in blocks_of(model, guide, x, _ROWS)]
     summary = {}
     for name in parts[0]:
         means, kls = parts[0][name]

@@ -2,14 +2,14 @@ r"""The ELBO with a weight on the total correlation of the aggregate posterior."
 
 from __future__ import annotations
 
-__all__ = ["BetaTCVAE"]
+__all__ = ["BetaTCVAE", "log_aggregate"]
 
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Independent
 
 from ..errors import ConfigError, PairError, require_count
 from ..sites import Sites
@@ -55,17 +55,32 @@ class BetaTCVAE(Objective):
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         name, q = next(iter(sites.q.items()))
-        return sites.log_w.mean(0) - (self.beta - 1) * _total_correlation(name, q, sites.z[name][0], self.num_data)
+        if not isinstance(q, Independent) or len(q.event_shape) != 1 or q.base_dist.event_shape:
+            raise PairError(
+                f"site {name!r}: expected a q(z | x) that is a product over a vector's dimensions, found {q}"
+            )
+        pairs = q.base_dist.log_prob(sites.z[name][0][:, None])
+        joint = log_aggregate(pairs.sum(-1), self.num_data)
+        product = log_aggregate(pairs, self.num_data).sum(-1)
+        return sites.log_w.mean(0) - (self.beta - 1) * (joint - product)
 
 
-def _total_correlation(
-    name: str, q: Distribution, z: Float[Tensor, "batch latent"], num_data: int
-) -> Float[Tensor, " batch"]:
-    """Each datapoint's estimate of log q(z) - sum_j log q(z_j)."""
-    if not isinstance(q, Independent) or len(q.event_shape) != 1 or q.base_dist.event_shape:
-        raise PairError(f"site {name!r}: expected a q(z | x) that is a product over a vector's dimensions, found {q}")
-    batch = len(z)
-    pairs = q.base_dist.log_prob(z[:, None])  # [value, datapoint, latent]
+def log_aggregate(log_q: Float[Tensor, "batch batch *latent"], num_data: int) -> Float[Tensor, "batch *latent"]:
+    r"""Log of an unbiased estimate of :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` at the draws of a minibatch.
+
+    .. math:: \frac1N\, q(z_i \mid x_i) + \frac{N - 1}{N (B - 1)} \sum_{j \ne i} q(z_i \mid x_j)
+
+    since a draw's own datapoint is always in the batch, and the others are there by chance.
+
+    Arguments:
+        log_q: :math:`\log q(z_i \mid x_j)`, in ``[i, j]``.
+        num_data: The size N of the data set; no less than the batch is taken.
+
+    Example:
+        >>> torch.allclose(log_aggregate(torch.zeros(3, 3), num_data=10), torch.zeros(3), atol=1e-6)
+        True
+    """
+    batch = len(log_q)
     own = 1.0 if batch == 1 else 1 / max(num_data, batch)
-    weights = torch.full((batch, batch), (1 - own) / max(1, batch - 1)).to(z).fill_diagonal_(own).log()
-    return torch.logsumexp(pairs.sum(-1) + weights, 1) - torch.logsumexp(pairs + weights[..., None], 1).sum(-1)
+    weights = torch.full((batch, batch), (1 - own) / max(1, batch - 1)).to(log_q).fill_diagonal_(own).log()
+    return torch.logsumexp(log_q + weights.reshape(batch, batch, *[1] * (log_q.ndim - 2)), 1)

@@ -1,0 +1,124 @@
+r"""The ELBO in its two parts."""
+
+from __future__ import annotations
+
+__all__ = ["ELBOParts", "elbo_parts"]
+
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..arrays import as_batch
+from ..errors import require_count
+from ..modules import evaluating, suited, unregistered
+from ..probing import blocks_of, vectorizes
+from ..randomness import seeded
+from ..sites import Sites, draw_sites
+from ..traces import Program
+from ..weights import Moments
+
+_ROWS, _PARTICLES = 256, 32
+
+
+class ELBOParts(NamedTuple):
+    r"""The terms of :math:`\mathbb E_q[\log p(x \mid z)] - \sum_i \mathrm{KL}_i`, in nats per datapoint, float64."""
+
+    reconstruction: Float[Tensor, " batch"]
+    r""":math:`\mathbb E_q[\log p(x \mid z)]`."""
+    kl: dict[str, Float[Tensor, " batch"]]
+    r"""By latent site :math:`\mathrm{KL}(q(z_i \mid \cdot) \,\|\, p(z_i \mid \cdot))`, averaged over those before."""
+    reconstruction_stderr: Float[Tensor, " batch"]
+    """Monte-Carlo standard errors, nats."""
+    kl_stderr: dict[str, Float[Tensor, " batch"]]
+    """The same; zero, but for rounding, where the term is exact."""
+
+    @property
+    def elbo(self) -> Float[Tensor, " batch"]:
+        """The whole."""
+        return self.reconstruction - sum(self.kl.values(), torch.zeros_like(self.reconstruction))
+
+
+@torch.no_grad()
+def elbo_parts(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_particles: int = 100,
+    analytic_kl: bool = False,
+    seed: int = 0,
+) -> ELBOParts:
+    r"""How much of the ELBO is reconstruction and how much each latent site costs, per datapoint, for any Pyro pair.
+
+    .. math:: \mathcal L(x) = \mathbb E_q[\log p(x \mid z)]
+        - \sum_i \mathbb E_q\big[\log q(z_i \mid \cdot) - \log p(z_i \mid \cdot)\big]
+
+    Arguments:
+        model, guide: Any Pyro pair with one data plate and local latents.
+        x: Data ``[n, ...]``, any array type.
+        num_particles: Draws per datapoint.
+        analytic_kl: Take each site's KL divergence in closed form, given the draws of the sites that it depends on.
+        seed: Of the draws; torch's own generator is left as it is.
+
+    Errors:
+        DataError: for empty or non-finite data.
+        PairError: with ``analytic_kl``, where a closed form does not exist.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), equation 3  https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> problem = linear_gaussian(W=[[1.0]], scale=0.5**0.5)
+        >>> parts = elbo_parts(problem.model, problem.guide(mean_field=True), torch.zeros(3, 1), analytic_kl=True)
+        >>> parts.kl["z"]  # of N(0, 1/3) from N(0, 1)
+        tensor([0.2160, 0.2160, 0.2160], dtype=torch.float64)
+    """
+    num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
+    x = suited(as_batch(x), model, guide)
+    with seeded(seed, "parts"), evaluating(model, guide), unregistered(agreeing=True):
+        blocks = [
+            _moments(model, guide, rows, num_particles, analytic_kl) for rows in blocks_of(model, guide, x, _ROWS)
+        ]
+    reconstruction, kl = (
+        [block[0] for block in blocks],
+        {name: [block[1][name] for block in blocks] for name in blocks[0][1]},
+    )
+    return ELBOParts(
+        torch.cat([part.mean for part in reconstruction]),
+        {name: torch.cat([part.mean for part in parts]) for name, parts in kl.items()},
+        torch.cat([part.stderr for part in reconstruction]),
+        {name: torch.cat([part.stderr for part in parts]) for name, parts in kl.items()},
+    )
+
+
+def _moments(
+    model: Program, guide: Program, x: Tensor, num_particles: int, analytic_kl: bool
+) -> tuple[Moments, dict[str, Moments]]:
+    """Of the reconstruction, and of the KL term of every latent site."""
+    vectorized = vectorizes(model, guide, (x,), {})
+    parts: list[Sites] = []
+    for start in range(0, num_particles, _PARTICLES):
+        num = min(_PARTICLES, num_particles - start)
+        parts.append(
+            draw_sites(model, guide, (x,), {}, num_particles=num, vectorized=vectorized, analytic_kl=analytic_kl)
+        )
+    names = parts[0].log_q
+    return _merged([part.reconstruction for part in parts]), {
+        name: _merged([_kl(part, name) for part in parts]) for name in names
+    }
+
+
+def _kl(sites: Sites, name: str) -> Float[Tensor, "particles batch"]:
+    log_q = sites.log_q[name]
+    if sites.kl:
+        return sites.kl[name].sum(-1).expand_as(log_q)
+    return log_q - sites.log_prior.get(name, torch.zeros_like(log_q))  # an auxiliary site has no prior
+
+
+def _merged(blocks: list[Tensor]) -> Moments:
+    first, *others = map(Moments.of, blocks)
+    return reduce(Moments.merge, others, first)
