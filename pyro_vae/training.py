@@ -24,7 +24,7 @@ from .batches import batch_of, fingerprint, presented
 from .errors import ConfigError, NonFiniteLossError, require_count
 from .modules import evaluating
 from .objectives import ELBO, Objective
-from .objectives.base import ObjectiveModule
+from .objectives.module import ObjectiveModule
 from .randomness import seeded
 from .schedules import SCHEDULES, Schedule
 from .sites import Vectorized, draw_sites

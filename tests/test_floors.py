@@ -11,7 +11,8 @@ import pyro_vae
 # a star stands for the files that no other entry names.
 FLOORS = """
 errors
-arrays files randomness schedules weights
+arrays files moments randomness schedules
+weights
 nn
 modules
 data likelihoods posteriors priors
@@ -22,7 +23,7 @@ pathwise
 sites
 probing
 particles
-diagnostics.latents diagnostics.parts evidence.base objectives.gradients
+diagnostics.latents diagnostics.parts evidence.base objectives.gradients objectives.module
 objectives.base
 evidence.elbo evidence.importance objectives.*
 diagnostics evidence objectives
@@ -36,7 +37,7 @@ parsing
 cli
 __main__
 """
-GROUND = {"errors", "arrays", "files", "randomness", "schedules", "weights"}  # plain tensors, no pyro
+GROUND = {"errors", "arrays", "files", "moments", "randomness", "schedules", "weights"}  # plain tensors, no pyro
 OWNERS = {
     "matplotlib": {"plot"},
     "safetensors": {"checkpoint"},

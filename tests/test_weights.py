@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import digamma, polygamma
 
 from pyro_vae import weights
-from pyro_vae.weights import LogMoments, Moments
+from pyro_vae.moments import LogMoments, Moments
 from tests.statistics import assert_mean, assert_not_mean
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -13,10 +13,10 @@ from torch.distributions import Independent, kl_divergence
 
 from ..arrays import as_batch
 from ..modules import evaluating, suited, unregistered
+from ..moments import Moments
 from ..probing import blocks_of
 from ..randomness import seeded
 from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
-from ..weights import Moments
 
 _ROWS = 1024
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..arrays import as_batch
 from ..errors import require_count
 from ..modules import evaluating, suited, unregistered
+from ..moments import Moments
 from ..probing import blocks_of, vectorizes
 from ..randomness import seeded
 from ..sites import Sites, draw_sites
 from ..traces import Program
-from ..weights import Moments
 
 _ROWS, _PARTICLES = 256, 32
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from ..arrays import as_batch
 from ..errors import require_count
 from ..modules import evaluating, suited, unregistered
+from ..moments import LogMoments, Moments
 from ..particles import particle_chunks
 from ..randomness import seeded
 from ..traces import Program
-from ..weights import LogMoments, Moments
 
 
 class LogEvidence(NamedTuple):

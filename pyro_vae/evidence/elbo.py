@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..moments import Moments
 from ..traces import Program
-from ..weights import Moments
 from .base import LogEvidence, summarise
 
 

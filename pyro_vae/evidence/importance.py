@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..moments import LogMoments
 from ..traces import Program
-from ..weights import LogMoments
 from .base import LogEvidence, summarise
 
 

@@ -1,0 +1,95 @@
+r"""An objective of one pair as an ``nn.Module``."""
+
+from __future__ import annotations
+
+__all__ = ["Estimate", "ObjectiveModule"]
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import PairError
+from ..modules import leaves, modules_behind, unregistered
+from ..traces import Program
+
+
+class Estimate(NamedTuple):
+    """What one run of a pair says."""
+
+    bound: Float[Tensor, " batch"]
+    """What is maximised, per datapoint, unscaled, in nats, with its gradient attached."""
+    elbo: Float[Tensor, " batch"]
+    """The plain ELBO of the same draws, whatever is maximised."""
+    scale: Any
+    """What the pair's subsampled plates and ``poutine.scale`` ask for."""
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        r""":math:`-\sum_b s_b\, \mathcal L(x_b)`."""
+        return -(self.scale * self.bound).sum()
+
+
+class ObjectiveModule(nn.Module):
+    """``module(x)`` is the loss of a pair; ``module.parameters()`` are the pair's.
+
+    The parameters are those of every ``nn.Module`` behind the pair: the owner of a bound method, a module that is
+    called itself, and the modules that a plain function refers to. Pyro's global store is neither read nor written
+    for them.
+
+    Errors:
+        PairError: if no module is found, or if the pair turns out to use one that was not found: its parameters would
+            silently not train.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,))
+        >>> loss = pv.objectives.IWAE(num_particles=4)(vae.model, vae.guide)
+        >>> len(list(loss.parameters())) == len(list(vae.parameters()))
+        True
+        >>> loss(torch.ones(3, 4)).backward()
+    """
+
+    def __init__(self, objective: Any, model: Program, guide: Program) -> None:
+        super().__init__()
+        self.objective = objective
+        self.owned = nn.ModuleList(modules_behind(model, guide))
+        if not any(True for _ in self.owned.parameters()):
+            raise PairError(
+                "found no parameters behind this model and guide: pass methods of an nn.Module, or functions that use "
+                "one; train a pair that only calls pyro.param with pyro.infer.SVI"
+            )
+        # In a tuple, so that a model that is a module itself is not registered a second time.
+        self.pair = (unregistered()(model), unregistered()(guide))
+        self._all_owned = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy owns copies of the parameters; functions that close over the original still use the original's.
+        super().__setstate__({**state, "_all_owned": False})
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.estimate(*args, **kwargs).loss
+
+    def bound(self, *args: Any, **kwargs: Any) -> Float[Tensor, " batch"]:
+        """The bound per datapoint, unscaled, in nats, with its gradient attached."""
+        return self.estimate(*args, **kwargs).bound
+
+    def estimate(self, *args: Any, **kwargs: Any) -> Estimate:
+        """The bound per datapoint with its gradient attached, the ELBO of the same draws, and the pair's scale."""
+        found = self.objective.estimate(*self.pair, *args, **kwargs)
+        if torch.is_grad_enabled() and not self._all_owned:
+            self._require_all_owned(found.bound, *args, *kwargs.values())
+        return found
+
+    def _require_all_owned(self, bound: Tensor, *inputs: Any) -> None:
+        """Once, at the first step: what the bound depends on and this module does not own would not be trained."""
+        owned = set(self.parameters())
+        for leaf in leaves(bound, *inputs):
+            if leaf not in owned:
+                raise PairError(
+                    f"the pair uses a parameter of shape {tuple(leaf.shape)} that was not found behind its functions "
+                    "and would not be trained: make model and guide methods of an nn.Module that owns all parameters, "
+                    "or train with pyro.infer.SVI"
+                )
+        self._all_owned = True
