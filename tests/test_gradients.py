@@ -32,10 +32,22 @@ from pyro_vae.objectives import (
     Renyi,
     ReweightedWakeSleep,
 )
-from pyro_vae.objectives.gradients import attached, sensitivity
+from pyro_vae.objectives.gradients import attached, leave_one_out, sensitivity
 from pyro_vae.sites import Sites
 from tests.statistics import assert_mean, assert_not_mean
-from tests.test_exams import E1_Q_LOC, E1_Q_LOG_SCALE, Replicates, e1_bound
+from tests.test_exams import (
+    E1_Q_LOC,
+    E1_Q_LOG_SCALE,
+    E5_ELBO,
+    E5_LOG_P,
+    E5_X,
+    E6_X,
+    Replicates,
+    Scaled,
+    e1_bound,
+    scaled_pair,
+    tanh_vae,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -143,6 +155,19 @@ def test_the_gradient_is_unbiased_for_the_bound(objective, draws):
     for name, gradient in replicated(objective).items():
         assert_mean(gradient, exact[name].item())
         assert_not_mean(gradient, other[name].item())
+
+
+@pytest.mark.parametrize(("objective", "draws"), FOLLOWS_ITS_BOUND.values(), ids=list(FOLLOWS_ITS_BOUND))
+def test_the_value_is_that_of_the_bound(objective, draws):
+    parameters = e1_parameters()
+    z, mass = e1_draws(parameters, draws, 30)
+    exact = (mass * objective.bound(e1_log_w(z, parameters))).sum().item()
+    pair = Replicates(20_000)
+    with torch.no_grad():
+        found = objective(pair.model, pair.guide).estimate(torch.full((20_000,), E1_X))
+    assert_mean(found.bound, exact)
+    assert_not_mean(found.bound, exact + 0.05)
+    assert_mean(found.elbo, -1.8389385332)
 
 
 def test_miwae_has_the_gradient_of_the_bound_of_one_group():
@@ -519,6 +544,16 @@ def guide_gradients(loss, x):
     return torch.cat([pair.gain.grad.flatten(), pair.factor.grad.flatten()]) / len(x)
 
 
+@pytest.mark.parametrize("objective", [*VANISHING.values(), *ALL.values()], ids=lambda o: f"{type(o).__name__}")
+def test_at_the_exact_posterior_every_bound_is_log_p_draw_by_draw(objective):
+    pair = Posterior()
+    x = pair.problem.sample(7, seed=1)
+    with torch.no_grad():
+        found = objective(pair.model, pair.guide).estimate(x)
+    torch.testing.assert_close(found.bound, pair.problem.log_evidence(x), atol=1e-10, rtol=0)
+    torch.testing.assert_close(found.elbo, pair.problem.log_evidence(x), atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize("objective", VANISHING.values(), ids=list(VANISHING))
 def test_at_the_exact_posterior_the_guides_gradient_vanishes_and_pyros_does_not(objective):
     x = Posterior().problem.sample(200, seed=0).float()
@@ -617,6 +652,39 @@ def test_dropout_in_a_layered_guide_is_the_one_that_drew():
         torch.manual_seed(1)
         values[gradient] = IWAE(num_particles=3, gradient=gradient)(model, guide)(x).item()
     assert values["path"] == values["dreg"] == pytest.approx(values["total"], rel=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ["total", "dreg"])
+def test_a_draw_outside_the_support_of_the_model_has_no_weight_and_spoils_nothing(gradient):
+    loc = nn.Parameter(torch.tensor(0.3))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            inside = (z > -0.5).double()
+            pyro.sample("x", dist.Bernoulli(inside).mask(True), obs=x)
+
+    def guide(x):
+        pyro.param("loc", loc)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, torch.ones(())))
+
+    x = torch.ones(200)
+    found = IWAE(num_particles=20, gradient=gradient).estimate(model, guide, x)
+    assert found.bound.isfinite().all()
+    assert found.bound.mean().item() == pytest.approx(math.log(0.6914624612740131), abs=0.05)
+    (slope,) = torch.autograd.grad(found.bound.mean(), [loc])
+    assert slope.isfinite()
+
+
+def test_leaving_out_in_parts_changes_nothing(monkeypatch):
+    log_w = torch.randn(5, 3)
+    whole = leave_one_out(IWAE().bound, log_w)
+    monkeypatch.setattr("pyro_vae.objectives.gradients._MOST_AT_ONCE", 30)
+    torch.testing.assert_close(leave_one_out(IWAE().bound, log_w), whole)
+    for k in range(5):
+        others = torch.cat([log_w[:k], log_w[k + 1 :]])
+        torch.testing.assert_close(whole[k], IWAE().bound(torch.cat([others, others.mean(0, keepdim=True)])))
 
 
 # Discrete latent variables, by enumeration
@@ -876,3 +944,32 @@ def test_resampled_runs_all_particles_without_a_graph_and_one_with():
     assert encoder.rows == [3]
     assert decoder.rows == [30, 3]
     assert decoder.with_graph == [False, True]
+
+
+# E5 and E6 for every member
+
+
+@pytest.mark.parametrize("objective", ALL.values(), ids=list(ALL))
+def test_e5_no_bound_is_above_log_p_of_a_network(objective):
+    vae = tanh_vae()
+    with torch.no_grad():
+        bound = objective(vae.model, vae.guide).bound(E5_X.expand(5000, 4))
+    mean, stderr = bound.mean().item(), bound.std().item() / math.sqrt(5000)
+    if objective.side == "lower":
+        assert E5_ELBO - 5 * stderr <= mean <= E5_LOG_P + 5 * stderr
+        assert_not_mean(bound, E5_LOG_P + 0.05)
+    else:
+        assert mean == pytest.approx(E5_LOG_P, abs=0.2)
+
+
+@pytest.mark.parametrize("objective", ALL.values(), ids=list(ALL))
+def test_e6_a_minibatch_is_unbiased_for_the_whole(objective):
+    x = E6_X.repeat(20)
+    whole, part = Scaled(), Scaled(subsample_size=20)
+    found = [
+        objective.loss(part.model, part.guide, x) - objective.loss(whole.model, whole.guide, x) for _ in range(200)
+    ]
+    assert_mean(torch.tensor(found), 0.0)
+    scaled = [objective.loss(*scaled_pair(10.0), x) - objective.loss(whole.model, whole.guide, x) for _ in range(200)]
+    assert_not_mean(torch.tensor(scaled), 0.0)
+    assert_mean(torch.tensor(scaled), 9 * objective.loss(whole.model, whole.guide, E6_X.repeat(2000)) / 100, slack=5.0)

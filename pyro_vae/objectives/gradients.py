@@ -59,6 +59,7 @@ FLOWS: dict[str, Flow] = {
     "vimco": "score",
 }
 
+_MOST_AT_ONCE = 2**22  # numbers, of the K^2 per datapoint that leaving each particle out makes
 _TINY = 1e-12  # far below what a sum of weights resolves, far above where float32 ends
 
 
@@ -92,8 +93,12 @@ def leave_one_out(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Floa
     """
     particles, batch = log_w.shape
     others = (log_w.sum(0) - log_w) / (particles - 1)
-    replaced = torch.where(torch.eye(particles, dtype=torch.bool)[..., None], others[None], log_w[:, None])
-    return bound(replaced.reshape(particles, particles * batch)).reshape(particles, batch)
+    own = torch.eye(particles, dtype=torch.bool, device=log_w.device)[..., None]
+    found = []
+    for left_out in torch.arange(particles).split(max(1, _MOST_AT_ONCE // log_w.numel())):
+        replaced = torch.where(own[:, left_out], others[None, left_out], log_w[:, None])
+        found.append(bound(replaced.reshape(particles, -1)).reshape(-1, batch))
+    return torch.cat(found)
 
 
 def over_other_datapoints(signal: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
@@ -119,7 +124,10 @@ def attached(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[T
         for z in sites.z.values():
             if z.requires_grad:
                 z.register_hook(_scaled_by((guide / model).reshape(guide.shape + (1,) * (z.ndim - 2))))
-    surrogate = (model * sites.log_p - guide * total(sites.log_q)).sum(0)
+    # A draw outside the support of the model has no weight, and zero times its infinite log p would be nan.
+    log_p = sites.log_p
+    log_p = log_p.masked_fill(log_p.detach().isinf(), 0.0)
+    surrogate = (model * log_p - guide * total(sites.log_q)).sum(0)
     return value.detach() + (surrogate - surrogate.detach())
 
 
