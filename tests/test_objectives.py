@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import types
 from functools import partial
 
@@ -291,12 +292,7 @@ def by_fit(objective, model, guide, x, steps, rate):
     pv.fit((model, guide), x, objective=objective, num_epochs=steps, learning_rate=rate, batch_size=32, progress=False)
 
 
-# A plate that subsamples is how Pyro's SVI takes minibatches; elsewhere the loop does.
-TRAINING = [
-    (build, train)
-    for build in PAIRS.values()
-    for train in ([by_svi] if build is subsampled else [by_svi, by_torch, by_fit])
-]
+TRAINING = list(itertools.product(PAIRS.values(), (by_svi, by_torch, by_fit)))
 
 
 @every_objective

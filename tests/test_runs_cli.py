@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 
 import pyro_vae as pv
+from pyro_vae.assembly import objective_of
 from pyro_vae.cli import main
 from pyro_vae.config import TrainConfig
 from pyro_vae.errors import ConfigError
+from pyro_vae.schedules import LinearWarmup
 from pyro_vae.training_state import Epoch
 
 TINY = ("train", "digits", "--num-epochs", "2", "--eval-particles", "10", "--hidden", "16", "--device", "cpu")
@@ -650,3 +652,30 @@ def test_a_damaged_checkpoint_of_a_run_is_a_note_on_stderr(stopped, tmp_path):
     assert answer.status == 0
     assert re.fullmatch(r"pyro-vae: note: .*is truncated.*; going on from .*previous-.*\n", answer.err)
     assert json.loads(answer.out)["run"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, pv.objectives.ELBO()),
+        ({"gradient": "rloo", "num_particles": 3}, pv.objectives.ELBO(gradient="rloo", num_particles=3)),
+        ({"analytic_kl": True}, pv.objectives.ELBO(analytic_kl=True)),
+        ({"objective": "iwae", "gradient": "dreg"}, pv.objectives.IWAE(gradient="dreg")),
+        ({"objective": "renyi", "alpha": 0.3}, pv.objectives.Renyi(alpha=0.3, num_particles=1)),
+        ({"objective": "wake_sleep"}, pv.objectives.ReweightedWakeSleep(num_particles=1)),
+        ({"objective": "beta_vae", "beta": 2.0}, pv.objectives.BetaVAE(beta=2.0)),
+        (
+            {"objective": "beta_vae", "warmup_steps": 9, "analytic_kl": True},
+            pv.objectives.BetaVAE(beta=LinearWarmup(9, end=4.0), analytic_kl=True),
+        ),
+    ],
+    ids=str,
+)
+def test_options_make_the_objective_they_name(options, expected):
+    found = objective_of(TrainConfig(**options).resolved())
+    assert type(found) is type(expected)
+
+    def described(objective):
+        return {name: value for name, value in vars(objective).items() if not name.startswith("_")}
+
+    assert described(found) == described(expected)

@@ -47,6 +47,8 @@ class Objective(pyro.infer.ELBO):
     gradients: tuple[str, ...] = ("total",)
     side: Literal["lower", "not a bound"] = "lower"
     """In which direction the value errs in expectation, per datapoint."""
+    num_groups: int = 1
+    """The number of groups of ``num_particles`` that are drawn."""
     step: int = 0
     """The number of training steps done, for members with a schedule."""
 
@@ -97,7 +99,7 @@ class Objective(pyro.infer.ELBO):
     @property
     def _num_draws(self) -> int:
         """How many draws one estimate takes."""
-        return self.num_particles
+        return self.num_groups * self.num_particles
 
     def _require_reparameterized(self, sites: Sites) -> None:
         if torch.is_grad_enabled() and self._flow != "score" and not sites.reparameterized:

@@ -42,10 +42,6 @@ class MIWAE(Objective):
         super().__init__(num_particles=num_particles, gradient=gradient)
         self.num_groups = require_count("num_groups", num_groups)
 
-    @property
-    def _num_draws(self) -> int:
-        return self.num_groups * self.num_particles
-
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return log_mean_exp(grouped(log_w, self.num_groups)).mean(0)
 
