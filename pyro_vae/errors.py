@@ -17,8 +17,10 @@ __all__ = [
     "ShapeError",
     "StaleParamStoreError",
     "require_count",
+    "require_number",
 ]
 
+import math
 import operator
 from typing import Any
 
@@ -88,3 +90,23 @@ def require_count(name: str, value: Any, *, least: int = 1, why: str = "") -> in
     if count < least:
         raise ConfigError(f"{name}={count}: expected at least {least}{why}")
     return count
+
+
+def require_number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf) -> float:
+    """``value`` as it is, if it is a finite number from ``least`` to ``most``; else :class:`ConfigError`.
+
+    Example:
+        >>> require_number("beta", -1.0, least=0)
+        Traceback (most recent call last):
+        ...
+        pyro_vae.errors.ConfigError: beta=-1.0: expected a finite number of at least 0
+    """
+    try:
+        fits = math.isfinite(value) and least <= value <= most
+    except TypeError:
+        fits = False
+    if not fits:
+        low = "" if least == -math.inf else f" of at least {least:g}"
+        high = "" if most == math.inf else f" and at most {most:g}"
+        raise ConfigError(f"{name}={value!r}: expected a finite number{low}{high}")
+    return value

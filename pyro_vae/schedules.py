@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import ConfigError, require_count
+from .errors import ConfigError, require_count, require_number
 
 Schedule = Literal["constant", "cosine", "burda"]
 
@@ -53,6 +53,7 @@ class LinearWarmup:
 
     def __post_init__(self) -> None:
         require_count("num_steps", self.num_steps)
+        require_number("end", self.end, least=0)
 
     def __call__(self, step: int) -> float:
         return self.end * min(1.0, step / self.num_steps)
@@ -84,7 +85,8 @@ class CyclicalWarmup:
     def __post_init__(self) -> None:
         require_count("period", self.period)
         require_count("num_cycles", self.num_cycles)
-        if not 0 < self.ramp <= 1:
+        require_number("end", self.end, least=0)
+        if not 0 < require_number("ramp", self.ramp) <= 1:
             raise ConfigError(f"ramp={self.ramp}: expected a share in (0, 1]")
 
     def __call__(self, step: int) -> float:

@@ -63,6 +63,7 @@ class Sites(NamedTuple):
     q: dict[str, Any]
     scale: Any
     reparameterized: bool
+    masked: bool
 
     @property
     def log_p(self) -> Float[Tensor, "particles batch"]:
@@ -73,6 +74,11 @@ class Sites(NamedTuple):
     def log_w(self) -> Float[Tensor, "particles batch"]:
         r""":math:`\log p(x, z) - \log q(z \mid x)`."""
         return self.log_p - total(self.log_q)
+
+    @property
+    def elbo(self) -> Float[Tensor, " batch"]:
+        """The plain ELBO of these draws, with exact KL terms if they were asked for."""
+        return (self.reconstruction - self.divergence if self.kl else self.log_w).mean(0)
 
     @property
     def reconstruction(self) -> Float[Tensor, "particles batch"]:
@@ -168,6 +174,7 @@ def weigh(
         q={name: site["fn"] for name, site in qs[0].items()},
         scale=scale[0],
         reparameterized=_reparameterized(qs[0]),
+        masked=_masked(qs[0]),
     )
 
 
@@ -186,14 +193,14 @@ def weigh_chosen(
     """
     with torch.no_grad():
         log_w = weigh(model, drawn, args, kwargs, num_particles, vectorized).log_w
-    index = torch.distributions.Categorical(logits=log_w.T).sample()
+    index = (log_w - torch.empty_like(log_w).exponential_().log()).argmax(0)  # the largest, with Gumbel noise on it
     qs = [guide_sites(one) for one in drawn]
     z = {name: _chosen(_particles([q[name]["value"] for q in qs], num_particles), index) for name in qs[0]}
     log_q = _cat([log_density(q, num_particles // len(drawn), flow) for q in qs])
     model_trace = replay(model, with_values(drawn[0], {name: value[0] for name, value in z.items()}), args, kwargs)
     prior, likelihood, _, scale = _model_terms(qs[0], model_trace, 1, False)
     chosen = {name: _chosen(terms, index) for name, terms in log_q.items()}
-    return log_w, index, Sites(prior, likelihood, chosen, z, {}, {}, scale, _reparameterized(qs[0]))
+    return log_w, index, Sites(prior, likelihood, chosen, z, {}, {}, scale, _reparameterized(qs[0]), _masked(qs[0]))
 
 
 def _chosen(values: Tensor, index: Tensor) -> Tensor:
@@ -203,6 +210,10 @@ def _chosen(values: Tensor, index: Tensor) -> Tensor:
 
 def _reparameterized(q: dict[str, Any]) -> bool:
     return all(site["fn"].has_rsample for site in q.values())
+
+
+def _masked(q: dict[str, Any]) -> bool:
+    return any(site["mask"] is not None and site["mask"] is not True for site in q.values())
 
 
 def _particles(values: list[Tensor], num_particles: int) -> Tensor:

@@ -151,7 +151,7 @@ def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch latent"]:
     except NotImplementedError:
         raise PairError(
             f"site {q['name']!r}: no closed form for the KL divergence from {type(q['fn']).__name__} to "
-            f"{type(p['fn']).__name__}: use analytic_kl=False"
+            f"{type(p['fn']).__name__}: sample it (analytic_kl=False)"
         ) from None
     mask = q["mask"][..., None] if isinstance(q["mask"], Tensor) else q["mask"]
     return scale_and_mask(kl, 1.0, mask).expand(torch.broadcast_shapes(kl.shape, (1, 1, 1)))
@@ -208,9 +208,11 @@ def require_same_sites(q: dict[str, Any], latent: dict[str, Any], analytic_kl: b
     if missing := sorted(q.keys() - latent.keys() - auxiliary):
         raise PairError(f"latent sites {missing} are in the guide but not in the model: give them a prior there")
     if analytic_kl and auxiliary:
-        raise PairError(f"no closed form with auxiliary sites {sorted(auxiliary)} in the guide: use analytic_kl=False")
+        raise PairError(
+            f"no closed form with auxiliary sites {sorted(auxiliary)} in the guide: sample it (analytic_kl=False)"
+        )
     if analytic_kl and list(q) != list(latent):
         raise PairError(
-            f"analytic_kl needs the model to sample its latent sites in the guide's order {list(q)}, found "
-            f"{list(latent)}: use analytic_kl=False"
+            f"a closed-form KL term needs the model to sample its latent sites in the guide's order {list(q)}, found "
+            f"{list(latent)}: sample it (analytic_kl=False)"
         )

@@ -137,6 +137,9 @@ def fit(
         "objective": _described(module.objective),
     }
     if checkpoint is not None:
+        for name, value in vars(module.objective).items():
+            if callable(value) and not is_dataclass(value):
+                raise ConfigError(f"objective.{name} is a function, which a checkpoint cannot name: use a dataclass")
         state.resume(Path(checkpoint), identity)
 
     with_buffers = [part for part in module.modules() if next(part.buffers(recurse=False), None) is not None]

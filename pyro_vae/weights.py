@@ -114,8 +114,10 @@ def renyi(log_w: Float[Tensor, "particles *batch"], alpha: float) -> Float[Tenso
         return log_w.mean(0)
     if math.isinf(alpha):
         return log_w.amin(0) if alpha > 0 else log_w.amax(0)
-    # About the mean, so that nothing cancels as alpha goes to 1, where the logarithm is nearly linear.
-    mean = log_w.mean(0)
+    # About the mean, so that nothing cancels as alpha goes to 1, where the logarithm is nearly linear. The bound moves
+    # with its weights, so what it is taken about is a constant; with a weight of zero any other number will do.
+    mean = log_w.detach().mean(0)
+    mean = torch.where(mean.isfinite(), mean, 0.0)
     centred = (1 - alpha) * (log_w - mean)
     near = centred.detach().abs().amax(0) < 0.1
     linear = torch.log1p(torch.expm1(torch.where(near, centred, 0)).mean(0)) / (1 - alpha) + mean
@@ -181,8 +183,11 @@ def tvo(log_w: Float[Tensor, "particles *batch"], num_pieces: int = 10) -> Float
         tensor([1.])
     """
     pieces = require_count("num_pieces", num_pieces)
-    terms = (normalized_weights(t / pieces * log_w) * log_w for t in range(pieces))
-    return sum(terms, torch.zeros_like(log_w)).sum(0) / pieces
+    found = log_w.mean(0)  # minus infinity with a weight of zero, which the other terms leave out
+    full = log_w.masked_fill(log_w == -torch.inf, 0.0)
+    for t in range(1, pieces):
+        found = found + (normalized_weights(t / pieces * log_w) * full).sum(0)
+    return found / pieces
 
 
 def jackknife(log_w: Float[Tensor, "particles *batch"], order: int = 1) -> Float[Tensor, "*batch"]:

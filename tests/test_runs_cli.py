@@ -364,6 +364,7 @@ def test_words_that_the_parser_does_not_know_exit_2(args, pattern):
         (["--objective", "iwae", "--gradient", "vimco"], "num_particles of at least 2"),
         (["--gradient", "dreg", "--analytic-kl"], "analytic_kl"),
         (["--objective", "beta_vae", "--gradient", "dreg"], "beta_vae"),
+        (["--objective", "wake_sleep"], "num_particles of at least 2"),
         (["--alpha", "0.3"], "alpha belongs to objective='renyi'"),
         (["--objective", "iwae", "--beta", "2"], "beta belongs to objective='beta_vae'"),
         (["--warmup-steps", "10"], "warmup_steps belongs to"),
@@ -662,7 +663,7 @@ def test_a_damaged_checkpoint_of_a_run_is_a_note_on_stderr(stopped, tmp_path):
         ({"analytic_kl": True}, pv.objectives.ELBO(analytic_kl=True)),
         ({"objective": "iwae", "gradient": "dreg"}, pv.objectives.IWAE(gradient="dreg")),
         ({"objective": "renyi", "alpha": 0.3}, pv.objectives.Renyi(alpha=0.3, num_particles=1)),
-        ({"objective": "wake_sleep"}, pv.objectives.ReweightedWakeSleep(num_particles=1)),
+        ({"objective": "wake_sleep", "num_particles": 5}, pv.objectives.ReweightedWakeSleep()),
         ({"objective": "beta_vae", "beta": 2.0}, pv.objectives.BetaVAE(beta=2.0)),
         (
             {"objective": "beta_vae", "warmup_steps": 9, "analytic_kl": True},

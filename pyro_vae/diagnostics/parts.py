@@ -29,7 +29,10 @@ class ELBOParts(NamedTuple):
     reconstruction: Float[Tensor, " batch"]
     r""":math:`\mathbb E_q[\log p(x \mid z)]`."""
     kl: dict[str, Float[Tensor, " batch"]]
-    r"""By latent site :math:`\mathrm{KL}(q(z_i \mid \cdot) \,\|\, p(z_i \mid \cdot))`, averaged over those before."""
+    r"""By latent site :math:`\mathrm{KL}(q(z_i \mid \cdot) \,\|\, p(z_i \mid \cdot))`, averaged over those before.
+
+    An automatic guide's auxiliary site and the site that it is mapped to share one divergence: their sum.
+    """
     reconstruction_stderr: Float[Tensor, " batch"]
     """Monte-Carlo standard errors, nats."""
     kl_stderr: dict[str, Float[Tensor, " batch"]]

@@ -2,7 +2,7 @@ r"""What all objectives share: the sockets into Pyro and torch, and the scale.""
 
 from __future__ import annotations
 
-__all__ = ["Estimate", "Objective"]
+__all__ = ["Estimate", "Objective", "require_several", "require_unmasked"]
 
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ class Objective(pyro.infer.ELBO):
         """The bound per datapoint with its gradient attached, the ELBO of the same draws, and the pair's scale."""
         sites = self._sites(model, guide, args, kwargs)
         self._require_reparameterized(sites)
-        return Estimate(self._bound(sites), sites.log_w.detach().mean(0), sites.scale)
+        return Estimate(self._bound(sites), sites.elbo.detach(), sites.scale)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a scalar tensor to call ``backward`` on."""
@@ -105,8 +105,8 @@ class Objective(pyro.infer.ELBO):
         if torch.is_grad_enabled() and self._flow != "score" and not sites.reparameterized:
             raise PairError(
                 "a latent site of the guide cannot be reparameterised (it has no rsample), so this gradient would miss "
-                "a term: use a continuous distribution, gradient='rloo' (ELBO) or 'vimco' (IWAE), or sum a discrete "
-                "site out with pyro.infer.TraceEnum_ELBO"
+                "a term: use a continuous distribution, a gradient by scores ('rloo' with ELBO, 'vimco' with IWAE, "
+                "'score' with ReweightedWakeSleep), or sum a discrete site out with pyro.infer.TraceEnum_ELBO"
             )
 
     def _sites(
@@ -157,3 +157,18 @@ class Objective(pyro.infer.ELBO):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         guide_trace = trace(guide, args, kwargs)
         return replay(model, guide_trace, args, kwargs), guide_trace
+
+
+def require_several(objective: Objective) -> None:
+    """Raise :class:`~pyro_vae.errors.ConfigError` for a single particle, where weights have nothing to compare."""
+    if objective.num_particles < 2:
+        name = type(objective).__name__
+        raise ConfigError(f"{name} compares particles: expected num_particles of at least 2, found 1")
+
+
+def require_unmasked(sites: Sites) -> None:
+    """Raise :class:`~pyro_vae.errors.PairError` where an objective of the whole minibatch would count masked rows."""
+    if sites.masked:
+        raise PairError(
+            "found masked datapoints, which an objective of the whole minibatch cannot leave out: drop them"
+        )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 __all__ = ["BetaTCVAE", "log_aggregate"]
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Independent
 
-from ..errors import ConfigError, PairError, require_count
+from ..errors import PairError, require_count, require_number
 from ..sites import Sites
-from .base import Objective
+from .base import Objective, require_unmasked
 
 
 class BetaTCVAE(Objective):
@@ -37,7 +35,7 @@ class BetaTCVAE(Objective):
 
     Errors:
         ConfigError: for a beta that is negative or infinite.
-        PairError: for a site whose q(z | x) is not a product over the dimensions of a vector.
+        PairError: for masked datapoints; for a site whose q(z | x) is not a product over a vector's dimensions.
 
     Example:
         >>> BetaTCVAE(beta=6.0, num_data=60_000).side
@@ -48,12 +46,11 @@ class BetaTCVAE(Objective):
 
     def __init__(self, *, beta: float = 6.0, num_data: int) -> None:
         super().__init__()
-        if not 0 <= beta < math.inf:
-            raise ConfigError(f"beta={beta}: expected a finite number of at least 0")
-        self.beta = beta
+        self.beta = require_number("beta", beta, least=0)
         self.num_data = require_count("num_data", num_data)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
+        require_unmasked(sites)
         name, q = next(iter(sites.q.items()))
         if not isinstance(q, Independent) or len(q.event_shape) != 1 or q.base_dist.event_shape:
             raise PairError(

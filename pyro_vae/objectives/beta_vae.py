@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import require_number
 from ..sites import Sites
 from .base import Estimate, Objective
 
@@ -25,8 +25,8 @@ class BetaVAE(Objective):
     :math:`\beta < 1`, or a schedule, it is **not a bound**. :math:`\beta = 0` is an autoencoder with noise in its code.
 
     A schedule is called with the number of training steps done (``objective.step``, which counts evaluations with
-    gradients enabled): :class:`~pyro_vae.schedules.LinearWarmup`, :class:`~pyro_vae.schedules.CyclicalWarmup`, or any
-    function.
+    gradients enabled, of whatever pair): :class:`~pyro_vae.schedules.LinearWarmup`,
+    :class:`~pyro_vae.schedules.CyclicalWarmup`, or any function.
 
     References:
         | beta-VAE (Higgins et al., 2017)  https://openreview.net/forum?id=Sy2fzU9gl
@@ -65,9 +65,7 @@ class BetaVAE(Objective):
     def weight(self) -> float:
         """The weight at this step."""
         weight = self.beta(self.step) if callable(self.beta) else self.beta
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"beta={weight}: expected a finite number of at least 0")
-        return weight
+        return require_number("beta", weight, least=0)
 
     def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
         return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)

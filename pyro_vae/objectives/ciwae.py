@@ -7,7 +7,7 @@ __all__ = ["CIWAE"]
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import require_number
 from ..weights import doubly_reparameterized, log_mean_exp
 from .base import Objective
 
@@ -40,12 +40,12 @@ class CIWAE(Objective):
 
     def __init__(self, *, beta: float = 0.5, num_particles: int = 2, gradient: str = "total") -> None:
         super().__init__(num_particles=num_particles, gradient=gradient)
-        if not 0 <= beta <= 1:
-            raise ConfigError(f"beta={beta}: expected a share in [0, 1]")
-        self.beta = beta
+        self.beta = require_number("beta", beta, least=0, most=1)
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
-        return self.beta * log_w.mean(0) + (1 - self.beta) * log_mean_exp(log_w)
+        iwae = log_mean_exp(log_w)
+        # With a weight of zero the ELBO is minus infinity, of which no share is still none.
+        return iwae if self.beta == 0 else self.beta * log_w.mean(0) + (1 - self.beta) * iwae
 
     def _doubly_reparameterized(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
         elbo, iwae = (doubly_reparameterized(log_w, alpha) for alpha in (1.0, 0.0))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 __all__ = ["CUBO"]
 
-import math
-
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, require_number
 from ..weights import cubo, normalized_weights
-from .base import Objective
+from .base import Objective, require_several
 from .gradients import Coefficients
 
 
@@ -41,7 +39,7 @@ class CUBO(Objective):
         gradient: ``"score"`` as above, or ``"dreg"``, the same through reparameterised draws, with less noise.
 
     Errors:
-        ConfigError: for an order that is not above 1, or infinite.
+        ConfigError: for an order that is not above 1, or infinite; for a single particle, which teaches nothing.
 
     Example:
         >>> CUBO().bound(torch.tensor([[3.0], [3.0]]))
@@ -53,9 +51,10 @@ class CUBO(Objective):
 
     def __init__(self, *, order: float = 2.0, num_particles: int = 5, gradient: str = "score") -> None:
         super().__init__(num_particles=num_particles, gradient=gradient)
-        if not 1 < order < math.inf:
+        if require_number("order", order) <= 1:
             raise ConfigError(f"order={order}: expected a number above 1")
         self.order = order
+        require_several(self)
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return cubo(log_w, self.order)

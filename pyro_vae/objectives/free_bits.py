@@ -4,15 +4,14 @@ from __future__ import annotations
 
 __all__ = ["FreeBits"]
 
-import math
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import require_number
 from ..sites import Sites, total
-from .base import Objective
+from .base import Objective, require_unmasked
 
 
 class FreeBits(Objective):
@@ -35,8 +34,8 @@ class FreeBits(Objective):
 
     Errors:
         ConfigError: for a threshold that is negative or infinite.
-        PairError: where a site's KL divergence has no closed form, or the guide samples in another order than the
-            model.
+        PairError: for masked datapoints; where a site's KL divergence has no closed form, or the guide samples in
+            another order than the model.
 
     Example:
         >>> FreeBits(threshold=0.1).side
@@ -47,13 +46,12 @@ class FreeBits(Objective):
 
     def __init__(self, *, threshold: float = 0.1, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
-        if not 0 <= threshold < math.inf:
-            raise ConfigError(f"threshold={threshold}: expected a number of nats, at least 0")
-        self.threshold = threshold
+        self.threshold = require_number("threshold", threshold, least=0)
 
     def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
         return super()._sites(*pair_and_arguments, analytic_kl=True)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
+        require_unmasked(sites)
         charged = {name: kl.mean((0, 1)).clamp(min=self.threshold).sum() for name, kl in sites.kl.items()}
         return sites.reconstruction.mean(0) - total(charged)

@@ -20,6 +20,9 @@ reparameterisation, so they also work for discrete latent variables.
 | ``reinforce_baseline`` | v | (v - 1/K) - (L - L of the other datapoints) | none |
 | ``rloo``, ``vimco`` | v | (v - 1/K) - (L - L without particle k) | none |
 
+All but ``total`` take it that a datapoint's weights depend on its own draws, as they do for any pair whose plate means
+what it says; a decoder with a batch normalisation in training mode mixes datapoints, and wants ``total``.
+
 The constant 1/K leaves expectations as they are and makes the ELBO's ``reinforce`` the textbook's.
 
 | ``path``: Sticking the Landing (Roeder et al., 2017)  https://arxiv.org/abs/1703.09194
@@ -34,7 +37,15 @@ The constant 1/K leaves expectations as they are and makes the ELBO's ``reinforc
 
 from __future__ import annotations
 
-__all__ = ["FLOWS", "Coefficients", "attached", "leave_one_out", "over_other_datapoints", "sensitivity"]
+__all__ = [
+    "FLOWS",
+    "Coefficients",
+    "attached",
+    "attached_apart",
+    "leave_one_out",
+    "over_other_datapoints",
+    "sensitivity",
+]
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -60,7 +71,6 @@ FLOWS: dict[str, Flow] = {
 }
 
 _MOST_AT_ONCE = 2**22  # numbers, of the K^2 per datapoint that leaving each particle out makes
-_TINY = 1e-12  # far below what a sum of weights resolves, far above where float32 ends
 
 
 class Coefficients(NamedTuple):
@@ -92,7 +102,10 @@ def leave_one_out(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Floa
                 [0.]])
     """
     particles, batch = log_w.shape
-    others = (log_w.sum(0) - log_w) / (particles - 1)
+    empty = log_w == -torch.inf  # whose difference with the sum over all would be nan
+    full = log_w.double().masked_fill(empty, 0.0)  # a difference of sums: in float32 it would still know particle k
+    others = ((full.sum(0) - full) / (particles - 1)).to(log_w)
+    others = others.masked_fill((empty.sum(0) - empty.int()) > 0, -torch.inf)
     own = torch.eye(particles, dtype=torch.bool, device=log_w.device)[..., None]
     found = []
     for left_out in torch.arange(particles).split(max(1, _MOST_AT_ONCE // log_w.numel())):
@@ -120,16 +133,36 @@ def attached(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[T
     """
     model, guide = coefficients
     if model is not guide:
-        model = torch.where(model.abs() < _TINY, _TINY, model)
+        ratio = torch.where(model == 0, 0.0, guide / model)  # where there is nothing to scale
         for z in sites.z.values():
             if z.requires_grad:
-                z.register_hook(_scaled_by((guide / model).reshape(guide.shape + (1,) * (z.ndim - 2))))
-    # A draw outside the support of the model has no weight, and zero times its infinite log p would be nan.
-    log_p = sites.log_p
-    log_p = log_p.masked_fill(log_p.detach().isinf(), 0.0)
-    surrogate = (model * log_p - guide * total(sites.log_q)).sum(0)
+                z.register_hook(_scaled_by(ratio.reshape(ratio.shape + (1,) * (z.ndim - 2))))
+    return _following(value, sites, model, guide)
+
+
+def attached_apart(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[Tensor, " batch"]:
+    """As :func:`attached`, where no factor leads from one coefficient to the other: with a second pass back to z."""
+    model, guide = coefficients
+    draws = [z for z in sites.z.values() if z.requires_grad]
+    missing = ((guide - model) * _finite(sites.log_p)).sum()
+    slopes = torch.autograd.grad(missing, draws, retain_graph=True, allow_unused=True) if draws else []
+    paths = [
+        (slope * (z - z.detach())).reshape(*model.shape, -1).sum((0, -1))
+        for z, slope in zip(draws, slopes, strict=True)
+        if slope is not None
+    ]
+    return _following(value, sites, model, guide) + sum(paths, torch.zeros_like(value))
+
+
+def _following(value: Tensor, sites: Sites, model: Tensor, guide: Tensor) -> Tensor:
+    surrogate = (model * _finite(sites.log_p) - guide * total(sites.log_q)).sum(0)
     return value.detach() + (surrogate - surrogate.detach())
 
 
+def _finite(log_p: Tensor) -> Tensor:
+    """A draw outside the model's support has no weight, and zero times its infinite log p would be nan."""
+    return log_p.masked_fill(log_p.detach().isinf(), 0.0)
+
+
 def _scaled_by(factor: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: gradient * factor
+    return lambda gradient: (gradient * factor).to(gradient.dtype)  # log p may be of another type than z

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 __all__ = ["InfoVAE", "mmd"]
 
-import math
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import require_number
+from ..modules import evaluating
 from ..traces import Program, latent_sites, trace
-from .base import Estimate, Objective
+from .base import Estimate, Objective, require_unmasked
 
 
 class InfoVAE(Objective):
@@ -37,6 +37,7 @@ class InfoVAE(Objective):
 
     Errors:
         ConfigError: for a weight that is negative or infinite.
+        PairError: for masked datapoints.
 
     Example:
         >>> InfoVAE(mmd_weight=1000.0).side
@@ -47,20 +48,19 @@ class InfoVAE(Objective):
 
     def __init__(self, *, mmd_weight: float, kl_weight: float = 0.0, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
-        for name, weight in {"mmd_weight": mmd_weight, "kl_weight": kl_weight}.items():
-            if not 0 <= weight < math.inf:
-                raise ConfigError(f"{name}={weight}: expected a finite number of at least 0")
-        self.mmd_weight, self.kl_weight = mmd_weight, kl_weight
+        self.mmd_weight = require_number("mmd_weight", mmd_weight, least=0)
+        self.kl_weight = require_number("kl_weight", kl_weight, least=0)
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
         sites = self._sites(model, guide, args, kwargs)
         self._require_reparameterized(sites)
-        with torch.no_grad():
+        require_unmasked(sites)
+        with evaluating(model):  # so that a batch normalisation takes no note of this second run
             prior = {name: site["value"] for name, site in latent_sites(trace(model, args, kwargs)).items()}
         draws, z = _flat({name: prior[name][None] for name in prior})[0], _flat({name: sites.z[name] for name in prior})
         discrepancy = torch.stack([mmd(one, draws) for one in z]).mean()
         bound = (sites.reconstruction - self.kl_weight * sites.divergence).mean(0) - self.mmd_weight * discrepancy
-        return Estimate(bound, sites.log_w.detach().mean(0), sites.scale)
+        return Estimate(bound, sites.elbo.detach(), sites.scale)
 
 
 def _flat(z: dict[str, Tensor]) -> Float[Tensor, "particles batch latent"]:

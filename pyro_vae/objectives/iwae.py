@@ -30,7 +30,8 @@ class IWAE(Objective):
     expectation is not zero.
 
     With ``resampled=True`` one particle is drawn in proportion to its weight, and only that one is back-propagated
-    through: the same expectation, one backward pass through the decoder whatever K is, and more noise.
+    through: the same expectation, one backward pass through the decoder whatever K is, and more noise. The decoder runs
+    twice for it, so one with dropout or a batch normalisation in training mode gives the two runs different weights.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), section 3 for ``resampled``

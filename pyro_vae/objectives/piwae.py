@@ -4,13 +4,15 @@ from __future__ import annotations
 
 __all__ = ["PIWAE"]
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_count
+from ..sites import Sites
 from ..weights import doubly_reparameterized, grouped, log_mean_exp, normalized_weights
 from .base import Objective
-from .gradients import Coefficients
+from .gradients import Coefficients, attached_apart
 
 
 class PIWAE(Objective):
@@ -44,6 +46,11 @@ class PIWAE(Objective):
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return log_mean_exp(log_w)
+
+    def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
+        log_w = sites.log_w.detach()
+        bound = self.bound(log_w)
+        return attached_apart(bound, sites, self._coefficients(log_w)) if torch.is_grad_enabled() else bound
 
     def _coefficients(self, log_w: Float[Tensor, "particles batch"]) -> Coefficients:
         groups = grouped(log_w, self.num_groups)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 __all__ = ["Renyi"]
 
-import math
-
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import require_number
 from ..weights import doubly_reparameterized, renyi
 from .base import Objective
 
@@ -48,9 +46,7 @@ class Renyi(Objective):
 
     def __init__(self, *, alpha: float = 0.5, num_particles: int = 2, gradient: str = "total") -> None:
         super().__init__(num_particles=num_particles, gradient=gradient)
-        if not math.isfinite(alpha):
-            raise ConfigError(f"alpha={alpha}: expected a finite number")
-        self.alpha = alpha
+        self.alpha = require_number("alpha", alpha)
         self.side = "lower" if alpha >= 0 else "not a bound"
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:

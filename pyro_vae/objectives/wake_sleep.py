@@ -11,12 +11,13 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from ..errors import ConfigError, PairError
+from ..errors import PairError, require_number
+from ..modules import evaluating
 from ..pathwise import log_density
 from ..sites import total
 from ..traces import Program, guide_sites, replay, rows, sample_sites, trace
 from ..weights import log_mean_exp, normalized_weights
-from .base import Estimate, Objective
+from .base import Estimate, Objective, require_several
 from .gradients import Coefficients
 
 
@@ -43,8 +44,10 @@ class ReweightedWakeSleep(Objective):
         gradient: ``"score"``, or ``"dreg"`` for wake-phi through reparameterised draws (Tucker et al., 2019).
 
     Errors:
-        ConfigError: for an ``insomnia`` outside of [0, 1].
-        PairError: with ``insomnia`` below 1, for a model that does not observe exactly the data it is called with.
+        ConfigError: for an ``insomnia`` outside of [0, 1]; for a single particle, whose weight is always 1, so that
+            wake-phi would teach the guide nothing.
+        PairError: with ``insomnia`` below 1, where a dream cannot take the place of the data: for a model that does not
+            observe, in one site, just what it is called with, and for auxiliary sites in the guide.
 
     Example:
         >>> ReweightedWakeSleep(num_particles=2).bound(torch.tensor([[0.0], [0.0]]))
@@ -55,9 +58,9 @@ class ReweightedWakeSleep(Objective):
 
     def __init__(self, *, num_particles: int = 5, insomnia: float = 1.0, gradient: str = "score") -> None:
         super().__init__(num_particles=num_particles, gradient=gradient)
-        if not 0 <= insomnia <= 1:
-            raise ConfigError(f"insomnia={insomnia}: expected a share in [0, 1]")
-        self.insomnia = insomnia
+        self.insomnia = require_number("insomnia", insomnia, least=0, most=1)
+        if insomnia > 0:
+            require_several(self)
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return log_mean_exp(log_w)
@@ -77,15 +80,32 @@ class ReweightedWakeSleep(Objective):
 
 def _dreamed(model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Float[Tensor, " batch"]:
     """The guide's log-density of the latent values behind data that the model generates, one per datapoint."""
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):  # so that a batch normalisation takes no note of it
         dream = trace(poutine.uncondition(model), args, kwargs)
-    seen = [site for site in sample_sites(dream).values() if site["infer"].get("was_observed")]
-    if len(seen) != 1 or not args or not isinstance(args[0], Tensor) or seen[0]["value"].shape[1:] != args[0].shape[1:]:
-        raise PairError(
-            f"sleep-phi puts the model's dream in the place of the data: expected one observed site, of the first "
-            f"argument, found {[site['name'] for site in seen]}: use insomnia=1"
-        )
-    x = args[0].clone()
-    x[rows(dream, len(x))] = seen[0]["value"].to(x)
-    q = guide_sites(replay(guide, dream, (x, *args[1:]), kwargs))
+    args, kwargs = _with_dream(dream, args, kwargs)
+    q = guide_sites(replay(guide, dream, args, kwargs))
+    if auxiliary := sorted(name for name, site in q.items() if site["infer"].get("is_auxiliary")):
+        raise PairError(f"auxiliary sites {auxiliary} of the guide have no value in a dream: use insomnia=1")
     return total(log_density(q, 1, "score"))[0]
+
+
+def _with_dream(dream: poutine.Trace, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments with what the model dreamed in the place of what it was given to observe."""
+    seen = [site for site in sample_sites(dream).values() if site["infer"].get("was_observed")]
+    places = [*enumerate(args), *kwargs.items()]
+    for place, x in places if len(seen) == 1 else []:
+        if not isinstance(x, Tensor) or x.ndim == 0:
+            continue
+        index, observed, dreamed = rows(dream, len(x)), seen[0]["infer"]["obs"], seen[0]["value"]
+        if x[index].shape == observed.shape and torch.equal(x[index].to(observed), observed):
+            filled = x.clone()
+            filled[index] = dreamed.to(x)
+            if not torch.equal(filled[index].to(dreamed), dreamed):
+                raise PairError(f"a dream of {dreamed.dtype} does not fit data of {x.dtype}: pass floating data")
+            if isinstance(place, int):
+                return (*args[:place], filled, *args[place + 1 :]), kwargs
+            return args, {**kwargs, place: filled}
+    raise PairError(
+        f"sleep-phi puts the model's dream in the place of the data: expected one observed site whose value is an "
+        f"argument as it was passed, found {[site['name'] for site in seen]}: use insomnia=1"
+    )
