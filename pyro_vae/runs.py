@@ -184,7 +184,9 @@ def _draw(
         z = vae.prior().sample(torch.Size([100]))
         drawn: dict[str, Callable[[], Any]] = {
             "history": lambda: plot.history(
-                epochs, title=f"{config.dataset}, {config.likelihood.capitalize()}: {_named(config)}"
+                epochs,
+                title=f"{config.dataset}, {config.likelihood.capitalize()}: {_named(config)}",
+                label="bound" if objective_of(config).side == "lower" else "what is maximised",
             ),
             "reconstructions": lambda: plot.reconstructions(
                 x_test[:12], vae.reconstruct(x_test[:12]), title="test images and E[x | z] at z = E[z | x]"
