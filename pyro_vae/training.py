@@ -117,6 +117,11 @@ def fit(
     if batch_size > len(data):
         warnings.warn(f"batch_size={batch_size} clipped to the {len(data)} datapoints there are", stacklevel=2)
         batch_size = len(data)
+    if objective is not None and not isinstance(objective, Objective):
+        raise ConfigError(
+            f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for an ELBO of "
+            "Pyro's use pyro.infer.SVI"
+        )
     place = find_device(device)
     model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
     module = (objective or ELBO())(model, guide).to(place)
@@ -228,7 +233,7 @@ def _step(
     steps_done: int,
 ) -> tuple[float, float]:
     """One step up the mean bound; the sums of bound and ELBO. The weights stay if anything is not finite."""
-    module.objective.step = steps_done
+    module.objective.step = steps_done  # of this training, also after it was interrupted
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.zero_grad()
@@ -250,6 +255,7 @@ def _step(
     if max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimiser.step()
+    module.objective.step = steps_done + 1
     return bound * len(batch), elbo * len(batch)
 
 

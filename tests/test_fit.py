@@ -6,6 +6,7 @@ import io
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -186,6 +187,22 @@ def test_the_plain_elbo_is_noted_whatever_is_maximised(x, held_out, objective):
     assert last.train_elbo == pytest.approx(exact, abs=1.0)
     same = last.validation_bound == pytest.approx(last.validation_elbo, abs=1e-3)
     assert same == isinstance(objective, pv.objectives.ELBO)
+
+
+def test_what_is_no_objective_of_ours_is_refused_in_one_line():
+    # In a process of its own: here the annotations are checked first.
+    program = """
+import pyro, torch, pyro_vae as pv
+vae = pv.presets.mlp_vae(data_shape=(4,), latent_dim=1, hidden=(4,))
+for objective in (pv.objectives.IWAE, "iwae", pyro.infer.Trace_ELBO()):
+    try:
+        pv.fit(vae, torch.zeros(4, 4), objective=objective, progress=False)
+    except pv.errors.ConfigError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("expected an instance such as pv.objectives.IWAE(num_particles=5)") == 3
+    assert len(done.stdout.splitlines()) == 3
 
 
 def test_patience_watches_the_elbo_of_what_is_not_a_bound(x, held_out):

@@ -83,6 +83,8 @@ def test_a_warm_up_counts_the_steps_of_svi_and_of_a_torch_optimiser():
         svi.step(x)
         svi.evaluate_loss(x)  # which is no step
     loss = objective(vae.model, vae.guide)
+    loss.bound(x)  # nor is this
+    objective.estimate(vae.model, vae.guide, x)
     for _ in range(3):
         weights.append(objective.weight)
         loss(x).backward()

@@ -50,7 +50,8 @@ class Objective(pyro.infer.ELBO):
     num_groups: int = 1
     """The number of groups of ``num_particles`` that are drawn."""
     step: int = 0
-    """The number of training steps done, for members with a schedule."""
+    """The number of training steps done, for members with a schedule: of ``SVI.step``, of losses of the module that
+    have a gradient, or of ``fit``. Looking at a bound is none."""
 
     def __init__(self, *, num_particles: int = 1, gradient: str = "total") -> None:
         num_particles = require_count("num_particles", num_particles)
@@ -63,8 +64,10 @@ class Objective(pyro.infer.ELBO):
         self._verdicts = Verdicts()
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
-        """The bound, to maximise, in nats per datapoint."""
-        raise NotImplementedError
+        """The bound, to maximise, in nats per datapoint, from log-weights; of data, ask ``objective(model, guide)``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is no function of log-weights alone: use objective(model, guide).bound(x)"
+        )
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
         """The bound per datapoint with its gradient attached, the ELBO of the same draws, and the pair's scale."""
@@ -86,6 +89,7 @@ class Objective(pyro.infer.ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
+            self.step += 1
         return loss.item()
 
     def __call__(self, model: Program, guide: Program) -> ObjectiveModule:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -7,13 +7,12 @@ __all__ = ["BetaVAE"]
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
 from ..sites import Sites
-from .base import Estimate, Objective
+from .base import Objective
 
 
 class BetaVAE(Objective):
@@ -24,9 +23,8 @@ class BetaVAE(Objective):
     For :math:`\beta \ge 1` it is below the ELBO, and so a lower bound on :math:`\log p(x)`, if a loose one. With
     :math:`\beta < 1`, or a schedule, it is **not a bound**. :math:`\beta = 0` is an autoencoder with noise in its code.
 
-    A schedule is called with the number of training steps done (``objective.step``, which counts evaluations with
-    gradients enabled, of whatever pair): :class:`~pyro_vae.schedules.LinearWarmup`,
-    :class:`~pyro_vae.schedules.CyclicalWarmup`, or any function.
+    A schedule is called with the number of training steps done (``objective.step``, of whatever pair):
+    :class:`~pyro_vae.schedules.LinearWarmup`, :class:`~pyro_vae.schedules.CyclicalWarmup`, or any function.
 
     References:
         | beta-VAE (Higgins et al., 2017)  https://openreview.net/forum?id=Sy2fzU9gl
@@ -43,7 +41,7 @@ class BetaVAE(Objective):
 
     Example:
         >>> from pyro_vae.schedules import LinearWarmup
-        >>> warmed_up = BetaVAE(beta=LinearWarmup(num_steps=1000))
+        >>> warmed_up = BetaVAE(beta=LinearWarmup(num_steps=1000, end=4.0))
         >>> warmed_up.weight, warmed_up.side
         (0.0, 'not a bound')
     """
@@ -55,11 +53,6 @@ class BetaVAE(Objective):
         self.beta = beta
         self.analytic_kl = analytic_kl
         self.side = "lower" if not callable(beta) and self.weight >= 1 else "not a bound"
-
-    def estimate(self, *pair_and_arguments: Any, **kwargs: Any) -> Estimate:
-        found = super().estimate(*pair_and_arguments, **kwargs)
-        self.step += torch.is_grad_enabled()
-        return found
 
     @property
     def weight(self) -> float:

@@ -18,6 +18,7 @@ reparameterisation, so they also work for discrete latent variables.
 | ``dreg`` | v | v - dv/dlog w | none |
 | ``reinforce`` | v | (v - 1/K) - L | none |
 | ``reinforce_baseline`` | v | (v - 1/K) - (L - L of the other datapoints) | none |
+| ``score`` | as the member's docstring says | | none, or as said there |
 | ``rloo``, ``vimco`` | v | (v - 1/K) - (L - L without particle k) | none |
 
 All but ``total`` take it that a datapoint's weights depend on its own draws, as they do for any pair whose plate means

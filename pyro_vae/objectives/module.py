@@ -69,7 +69,10 @@ class ObjectiveModule(nn.Module):
         super().__setstate__({**state, "_all_owned": False})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.estimate(*args, **kwargs).loss
+        """The loss, to call ``backward`` on: minus the scaled sum of the bound."""
+        loss = self.estimate(*args, **kwargs).loss
+        self.objective.step += loss.requires_grad
+        return loss
 
     def bound(self, *args: Any, **kwargs: Any) -> Float[Tensor, " batch"]:
         """The bound per datapoint, unscaled, in nats, with its gradient attached."""
