@@ -119,8 +119,8 @@ def fit(
         batch_size = len(data)
     if objective is not None and not isinstance(objective, Objective):
         raise ConfigError(
-            f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for an ELBO of "
-            "Pyro's use pyro.infer.SVI"
+            f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for Pyro's "
+            "use pyro.infer.SVI"
         )
     place = find_device(device)
     model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
