@@ -24,6 +24,7 @@ sites
 probing
 particles
 diagnostics.latents diagnostics.parts evidence.base objectives.gradients objectives.module
+objectives.surrogates
 objectives.base
 evidence.elbo evidence.importance objectives.*
 diagnostics evidence objectives

@@ -32,7 +32,8 @@ from pyro_vae.objectives import (
     Renyi,
     ReweightedWakeSleep,
 )
-from pyro_vae.objectives.gradients import attached_apart, leave_one_out, sensitivity
+from pyro_vae.objectives.gradients import leave_one_out, sensitivity
+from pyro_vae.objectives.surrogates import attached_apart
 from pyro_vae.sites import Sites, Vectorized
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import (

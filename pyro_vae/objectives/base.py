@@ -17,8 +17,9 @@ from ..pathwise import Flow
 from ..probing import Verdicts
 from ..sites import Sites, Vectorized, draw_sites
 from ..traces import Program, replay, trace
-from .gradients import FLOWS, Coefficients, attached, leave_one_out, over_other_datapoints, sensitivity
+from .gradients import FLOWS, Coefficients, leave_one_out, over_other_datapoints, sensitivity
 from .module import Estimate, ObjectiveModule
+from .surrogates import attached
 
 
 class Objective(pyro.infer.ELBO):

@@ -15,7 +15,8 @@ from ..sites import draw, weigh_chosen
 from ..traces import Program
 from ..weights import doubly_reparameterized, log_mean_exp
 from .base import Estimate, Objective
-from .gradients import Coefficients, attached
+from .gradients import Coefficients
+from .surrogates import attached
 
 
 class IWAE(Objective):

@@ -12,7 +12,8 @@ from ..errors import require_count
 from ..sites import Sites
 from ..weights import doubly_reparameterized, grouped, log_mean_exp, normalized_weights
 from .base import Objective
-from .gradients import Coefficients, attached_apart
+from .gradients import Coefficients
+from .surrogates import attached_apart
 
 
 class PIWAE(Objective):
