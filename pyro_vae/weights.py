@@ -17,6 +17,7 @@ __all__ = [
     "normalized_weights",
     "renyi",
     "tvo",
+    "ungrouped",
 ]
 
 import math
@@ -69,6 +70,16 @@ def grouped(log_w: Float[Tensor, "particles *batch"], num_groups: int) -> Float[
     if particles % num_groups:
         raise ConfigError(f"found {particles} particles, expected a multiple of num_groups={num_groups}")
     return log_w.reshape(num_groups, particles // num_groups, *log_w.shape[1:]).transpose(0, 1)
+
+
+def ungrouped(groups: Float[Tensor, "inner groups *batch"]) -> Float[Tensor, "particles *batch"]:
+    """What :func:`grouped` split, in one dimension again.
+
+    Example:
+        >>> ungrouped(grouped(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), num_groups=2))[:, 0]
+        tensor([0., 1., 2., 3.])
+    """
+    return groups.transpose(0, 1).flatten(0, 1)
 
 
 def ess(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "*batch"]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -35,6 +36,13 @@ def e2_kl(problem):
 def small_vae(latent_dim=2):
     torch.manual_seed(3)
     return pv.presets.mlp_vae(data_shape=(6,), latent_dim=latent_dim, hidden=(8,)).double()
+
+
+def gradient_of(vae, x, objective):
+    vae.zero_grad()
+    torch.manual_seed(0)
+    objective(vae.model, vae.guide)(x).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in vae.parameters()])
 
 
 def pixels(num):
@@ -128,12 +136,7 @@ def test_free_bits_charge_the_mean_of_the_batch_and_no_less_than_the_threshold()
 def test_below_its_threshold_a_dimension_feels_no_kl_term():
     vae, x = small_vae(), pixels(20)
 
-    def gradient(objective):
-        vae.zero_grad()
-        torch.manual_seed(0)
-        objective(vae.model, vae.guide)(x).backward()
-        return torch.cat([parameter.grad.flatten() for parameter in vae.parameters()])
-
+    gradient = partial(gradient_of, vae, x)
     torch.testing.assert_close(gradient(FreeBits(threshold=100.0)), gradient(BetaVAE(beta=0.0)))
     torch.testing.assert_close(gradient(FreeBits(threshold=0.0)), gradient(ELBO(analytic_kl=True)))
 
@@ -248,12 +251,7 @@ def test_mmd_of_layers_is_from_draws_of_the_whole_prior():
 def test_a_batch_of_one_has_no_aggregate():
     vae, x = small_vae(), pixels(1)
 
-    def gradient(objective):
-        vae.zero_grad()
-        torch.manual_seed(0)
-        objective(vae.model, vae.guide)(x).backward()
-        return torch.cat([parameter.grad.flatten() for parameter in vae.parameters()])
-
+    gradient = partial(gradient_of, vae, x)
     torch.testing.assert_close(gradient(BetaTCVAE(num_data=10)), gradient(ELBO()))
     torch.testing.assert_close(gradient(InfoVAE(mmd_weight=5.0)), gradient(BetaVAE(beta=0.0)))
     torch.testing.assert_close(gradient(FreeBits(threshold=0.0)), gradient(ELBO(analytic_kl=True)))

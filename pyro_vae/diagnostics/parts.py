@@ -86,33 +86,29 @@ def elbo_parts(
         blocks = [
             _moments(model, guide, rows, num_particles, analytic_kl) for rows in blocks_of(model, guide, x, _ROWS)
         ]
-    reconstruction, kl = (
-        [block[0] for block in blocks],
-        {name: [block[1][name] for block in blocks] for name in blocks[0][1]},
-    )
+    reconstruction, kl = zip(*blocks, strict=True)
     return ELBOParts(
         torch.cat([part.mean for part in reconstruction]),
-        {name: torch.cat([part.mean for part in parts]) for name, parts in kl.items()},
+        {name: torch.cat([part[name].mean for part in kl]) for name in kl[0]},
         torch.cat([part.stderr for part in reconstruction]),
-        {name: torch.cat([part.stderr for part in parts]) for name, parts in kl.items()},
+        {name: torch.cat([part[name].stderr for part in kl]) for name in kl[0]},
     )
 
 
-def _moments(
-    model: Program, guide: Program, x: Tensor, num_particles: int, analytic_kl: bool
-) -> tuple[Moments, dict[str, Moments]]:
-    """Of the reconstruction, and of the KL term of every latent site."""
+Summary = tuple[Moments, dict[str, Moments]]
+"""Of the reconstruction, and of the KL term of every latent site."""
+
+
+def _moments(model: Program, guide: Program, x: Tensor, num_particles: int, analytic_kl: bool) -> Summary:
+    """Over all particles of some rows, of which one block at a time is in memory."""
     vectorized = vectorizes(model, guide, (x,), {})
-    parts: list[Sites] = []
-    for start in range(0, num_particles, _PARTICLES):
-        num = min(_PARTICLES, num_particles - start)
-        parts.append(
-            draw_sites(model, guide, (x,), {}, num_particles=num, vectorized=vectorized, analytic_kl=analytic_kl)
-        )
-    names = parts[0].log_q
-    return _merged([part.reconstruction for part in parts]), {
-        name: _merged([_kl(part, name) for part in parts]) for name in names
-    }
+
+    def block(num: int) -> Summary:
+        sites = draw_sites(model, guide, (x,), {}, num_particles=num, vectorized=vectorized, analytic_kl=analytic_kl)
+        return Moments.of(sites.reconstruction), {name: Moments.of(_kl(sites, name)) for name in sites.log_q}
+
+    sizes = (min(_PARTICLES, num_particles - start) for start in range(0, num_particles, _PARTICLES))
+    return reduce(_merged, map(block, sizes))
 
 
 def _kl(sites: Sites, name: str) -> Float[Tensor, "particles batch"]:
@@ -122,6 +118,5 @@ def _kl(sites: Sites, name: str) -> Float[Tensor, "particles batch"]:
     return log_q - sites.log_prior.get(name, torch.zeros_like(log_q))  # an auxiliary site has no prior
 
 
-def _merged(blocks: list[Tensor]) -> Moments:
-    first, *others = map(Moments.of, blocks)
-    return reduce(Moments.merge, others, first)
+def _merged(one: Summary, other: Summary) -> Summary:
+    return one[0].merge(other[0]), {name: moments.merge(other[1][name]) for name, moments in one[1].items()}

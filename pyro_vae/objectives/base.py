@@ -58,8 +58,8 @@ class Objective(pyro.infer.ELBO):
         num_particles = require_count("num_particles", num_particles)
         if gradient not in self.gradients:
             raise ConfigError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
-        if gradient in ("rloo", "vimco") and num_particles < 2:
-            raise ConfigError(f"gradient={gradient!r} compares particles: expected num_particles of at least 2")
+        if gradient in ("rloo", "vimco"):
+            require_several(f"gradient={gradient!r}", num_particles)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.gradient = gradient
         self._verdicts = Verdicts()
@@ -164,11 +164,10 @@ class Objective(pyro.infer.ELBO):
         return replay(model, guide_trace, args, kwargs), guide_trace
 
 
-def require_several(objective: Objective) -> None:
+def require_several(what: str, num_particles: int) -> None:
     """Raise :class:`~pyro_vae.errors.ConfigError` for a single particle, where weights have nothing to compare."""
-    if objective.num_particles < 2:
-        name = type(objective).__name__
-        raise ConfigError(f"{name} compares particles: expected num_particles of at least 2, found 1")
+    if num_particles < 2:
+        raise ConfigError(f"{what} compares particles: expected num_particles of at least 2, found {num_particles}")
 
 
 def require_unmasked(sites: Sites) -> None:

@@ -59,7 +59,7 @@ class BetaTCVAE(Objective):
         pairs = q.base_dist.log_prob(sites.z[name][0][:, None])
         joint = log_aggregate(pairs.sum(-1), self.num_data)
         product = log_aggregate(pairs, self.num_data).sum(-1)
-        return sites.log_w.mean(0) - (self.beta - 1) * (joint - product)
+        return sites.elbo - (self.beta - 1) * (joint - product)
 
 
 def log_aggregate(log_q: Float[Tensor, "batch batch *latent"], num_data: int) -> Float[Tensor, "batch *latent"]:

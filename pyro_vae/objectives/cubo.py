@@ -54,7 +54,7 @@ class CUBO(Objective):
         if require_number("order", order) <= 1:
             raise ConfigError(f"order={order}: expected a number above 1")
         self.order = order
-        require_several(self)
+        require_several("CUBO", self.num_particles)
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return cubo(log_w, self.order)

@@ -64,9 +64,7 @@ class ELBO(Objective):
         return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
-        if self.gradient != "total":
-            return super()._bound(sites)
-        return self.bound(sites.reconstruction - sites.divergence if self.analytic_kl else sites.log_w)
+        return sites.elbo if self.gradient == "total" else super()._bound(sites)
 
     def _signal(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
         return log_w / len(log_w)

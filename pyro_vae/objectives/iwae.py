@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..sites import draw, weigh_chosen
 from ..traces import Program
-from ..weights import doubly_reparameterized, log_mean_exp
+from ..weights import doubly_reparameterized, log_mean_exp, normalized_weights
 from .base import Estimate, Objective
 from .gradients import Coefficients
 from .surrogates import attached
@@ -74,7 +74,7 @@ class IWAE(Objective):
         log_w, index, sites = weigh_chosen(model, drawn, args, kwargs, self.num_particles, vectorized, self._flow)
         self._require_reparameterized(sites)
         one = torch.ones_like(log_w[:1])
-        weight = torch.softmax(log_w, 0).gather(0, index[None])
+        weight = normalized_weights(log_w).gather(0, index[None])
         coefficients = Coefficients(one, weight if self.gradient == "dreg" else one)
         return Estimate(attached(self.bound(log_w), sites, coefficients), log_w.mean(0), sites.scale)
 

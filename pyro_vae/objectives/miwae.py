@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_count
-from ..weights import doubly_reparameterized, grouped, log_mean_exp
+from ..weights import doubly_reparameterized, grouped, log_mean_exp, ungrouped
 from .base import Objective
 
 
@@ -47,4 +47,4 @@ class MIWAE(Objective):
 
     def _doubly_reparameterized(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
         each = doubly_reparameterized(grouped(log_w, self.num_groups), alpha=0.0) / self.num_groups
-        return each.transpose(0, 1).reshape(log_w.shape)
+        return ungrouped(each)

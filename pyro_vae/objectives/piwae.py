@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import require_count
 from ..sites import Sites
-from ..weights import doubly_reparameterized, grouped, log_mean_exp, normalized_weights
+from ..weights import doubly_reparameterized, grouped, log_mean_exp, normalized_weights, ungrouped
 from .base import Objective
 from .gradients import Coefficients
 from .surrogates import attached_apart
@@ -56,4 +56,4 @@ class PIWAE(Objective):
     def _coefficients(self, log_w: Float[Tensor, "particles batch"]) -> Coefficients:
         groups = grouped(log_w, self.num_groups)
         each = normalized_weights(groups) if self.gradient == "total" else doubly_reparameterized(groups, alpha=0.0)
-        return Coefficients(normalized_weights(log_w), each.transpose(0, 1).reshape(log_w.shape) / self.num_groups)
+        return Coefficients(normalized_weights(log_w), ungrouped(each) / self.num_groups)

@@ -60,7 +60,7 @@ class ReweightedWakeSleep(Objective):
         super().__init__(num_particles=num_particles, gradient=gradient)
         self.insomnia = require_number("insomnia", insomnia, least=0, most=1)
         if insomnia > 0:
-            require_several(self)
+            require_several("ReweightedWakeSleep", self.num_particles)
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return log_mean_exp(log_w)
