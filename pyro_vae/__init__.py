@@ -10,10 +10,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
+    "Comparison",
     "Evaluation",
     "History",
     "Particles",
     "__version__",
+    "compare",
     "data",
     "diagnostics",
     "draw_particles",
@@ -32,15 +34,18 @@ __all__ = [
     "problems",
     "save",
     "schedules",
+    "simulation",
     "weights",
 ]
 
 # Where a name lives that is not a module itself.
 _HOMES = {
     "VAE": "vae",
+    "Comparison": "comparison",
     "Evaluation": "evaluation",
     "History": "training_state",
     "Particles": "particles",
+    "compare": "comparison",
     "draw_particles": "particles",
     "evaluate": "evaluation",
     "fit": "training",
@@ -63,9 +68,11 @@ if TYPE_CHECKING:
         priors,
         problems,
         schedules,
+        simulation,
         weights,
     )
     from .checkpoint import load, save
+    from .comparison import Comparison, compare
     from .evaluation import Evaluation, evaluate
     from .particles import Particles, draw_particles
     from .training import fit

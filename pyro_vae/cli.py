@@ -13,7 +13,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from .runs import Run
 
 INTERRUPTED = 130
+Particles = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the estimator's)")]
+Target = Annotated[float | None, tyro.conf.arg(metavar="NATS", help_behavior_hint="(default: none)")]
+ProposalName = Annotated[
+    Literal["guide", "inflated", "defensive", "refined"] | None,
+    tyro.conf.arg(metavar="{guide,inflated,defensive,refined}", help_behavior_hint="(default: guide)"),
+]
+Images = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")]
 RunFolder = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
 DataDir = Annotated[
     str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the run's, $PYRO_VAE_DATA or data)")
@@ -59,7 +66,11 @@ def resume(run: RunFolder, data_dir: DataDir = None, json: bool = False) -> int:
 
 def evaluate(
     run: RunFolder,
-    num_particles: int = 5000,
+    estimator: Literal["auto", "is", "psis", "ais", "smc", "grid"] = "auto",
+    num_particles: Particles = None,
+    target_stderr: Target = None,
+    proposal: ProposalName = None,
+    num_images: Images = None,
     seed: int = 0,
     data_dir: DataDir = None,
     json: bool = False,
@@ -68,16 +79,64 @@ def evaluate(
 
     Args:
         run: The run folder.
-        num_particles: Draws per image for log p(x).
+        estimator: Of log p(x): importance sampling, plain or Pareto-smoothed; annealed importance sampling; sequential
+            Monte Carlo; a grid for at most 2 latent dimensions; or what suits this run.
+        num_particles: Draws or chains per image for log p(x).
+        target_stderr: Draw until the standard error of each image is as small as this, in nats (is, psis).
+        proposal: What is and psis draw from: the guide; the guide inflated; the guide with a tenth of the prior; or a
+            Gaussian refined for each image.
+        num_images: Only the first so many test images.
         seed: Of the draws.
         data_dir: torchvision's data folder.
         json: Print the result as JSON.
     """
     from . import runs
 
-    require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
-    found, protocol = runs.evaluate_run(run, num_particles=num_particles, seed=seed, data_dir=data_dir)
+    found, protocol = runs.evaluate_run(
+        run,
+        estimator=estimator,
+        num_particles=num_particles,
+        target_stderr=target_stderr,
+        proposal=proposal,
+        num_images=num_images,
+        seed=seed,
+        data_dir=data_dir,
+    )
     _print_evaluation(found, protocol, {"run": str(run)}, json)
+    return 0
+
+
+def compare(
+    run: RunFolder,
+    estimators: tuple[Literal["is", "psis", "ais", "smc", "grid"], ...] | None = None,
+    num_images: int = 100,
+    repeats: int = 1,
+    seed: int = 0,
+    data_dir: DataDir = None,
+    json: bool = False,
+) -> int:
+    """Estimators of log p(x) side by side on the test images: what each says and what it costs.
+
+    With at most 2 latent dimensions the grid is the truth that the others are compared with.
+
+    Args:
+        run: The run folder.
+        estimators: Which; by default all but the grid.
+        num_images: Only the first so many test images.
+        repeats: How many times each, with seeds of their own.
+        seed: Of the first repeat.
+        data_dir: torchvision's data folder.
+        json: Print the result as JSON.
+    """
+    from . import runs
+
+    found, protocol = runs.compare_run(
+        run, estimators=estimators, num_images=num_images, repeats=repeats, seed=seed, data_dir=data_dir
+    )
+    if json:
+        _print_json({"run": str(run), "protocol": protocol, **found.to_dict()})
+    else:
+        print(f"{protocol}\nmean per image; `in 95%` is the share of intervals that hold the truth\n\n{found}")
     return 0
 
 
@@ -143,7 +202,7 @@ def _say(message: object, status: int) -> int:
     return status
 
 
-_COMMANDS = {"train": train, "resume": resume, "evaluate": evaluate, "sample": sample, "plot": plot}
+_COMMANDS = {"train": train, "resume": resume, "evaluate": evaluate, "compare": compare, "sample": sample, "plot": plot}
 _ABOUT = "Variational autoencoders as Pyro programs: train one, get its ELBO, IWAE bound and log p(x), and look at it."
 
 
@@ -161,15 +220,22 @@ def _report(run: Run, as_json: bool) -> int:
 
 def _print_evaluation(found: Evaluation, protocol: str, where: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**where, "protocol": protocol, **found.to_dict()}))
+        _print_json({**where, "protocol": protocol, **found.to_dict()})
         return
     print(protocol)
-    print("mean per image; lower bounds; the first error bar is Monte-Carlo, the second the choice of test images")
+    side = {"lower": "lower bounds", "point": "bounds from below, and a point estimate of log p(x)"}[
+        found.log_evidence.side
+    ]
+    print(f"mean per image; {side}; the first error bar is Monte-Carlo, the second the choice of test images")
     print()
     print(found)
     print()
     for name, value in where.items():
         print(f"{name}: {value if isinstance(value, str) else ' '.join(value)}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content))
 
 
 def _print_paths(paths: list[Path], as_json: bool) -> None:

@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 
 from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
-from .evidence import LogEvidence, elbo, importance
+from .evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
 from .vae import VAE
-
-_FEW_DRAWS = 5  # below this many effective draws a standard error means little
 
 
 class Evaluation(NamedTuple):
     """The ELBO, the importance-weighted bound and the estimate of log p(x) on the same data; ``str`` is a table.
 
     The table has a row per estimate: draws per datapoint, the mean in nats per datapoint with its Monte-Carlo and its
-    test-set error, bits per dimension, and the median effective sample size of the weights.
+    test-set error, bits per dimension, and the median effective sample size of the weights. Below it stands how many
+    datapoints have a log p(x) that is doubtful or unreliable, and why.
     """
 
     elbo: LogEvidence
@@ -28,6 +27,8 @@ class Evaluation(NamedTuple):
     latents: dict[str, LatentSummary]
     num_dimensions: int
     """The number of numbers in one datapoint, for bits per dimension."""
+    estimator: str
+    """Of log p(x): ``"is"``, ``"psis"``, ``"ais"``, ``"smc"`` or ``"grid"``."""
     clamped_scales: dict[str, int]
     """Of a VAE: how many scales are held by their bounds, see :meth:`~pyro_vae.VAE.clamped_scales`."""
 
@@ -36,13 +37,17 @@ class Evaluation(NamedTuple):
         return [
             {
                 "estimate": name,
-                "num_particles": found.num_particles,
+                "num_particles": found.num_particles.double().mean().item(),
+                "num_evaluations": found.num_evaluations.double().mean().item(),
                 "side": found.side,
                 "nats": found.mean,
                 "monte_carlo_error": found.monte_carlo_error,
                 "test_set_error": found.test_set_error,
                 "bits_per_dimension": -found.mean / (self.num_dimensions * math.log(2)),
                 "median_ess": found.ess.median().item(),
+                "ok": found.share("ok"),
+                "doubtful": found.share("doubtful"),
+                "unreliable": found.share("unreliable"),
             }
             for name, found in (("ELBO", self.elbo), ("IWAE", self.iwae), ("log p(x)", self.log_evidence))
         ]
@@ -52,6 +57,7 @@ class Evaluation(NamedTuple):
         return {
             "num_datapoints": len(self.elbo.value),
             "num_dimensions": self.num_dimensions,
+            "estimator": self.estimator,
             "estimates": [{key: _plain(value) for key, value in row.items()} for row in self.rows()],
             "clamped_scales": self.clamped_scales,
             "latents": {
@@ -64,20 +70,24 @@ class Evaluation(NamedTuple):
             },
         }
 
+    def _doubts(self) -> list[str]:
+        """What log p(x) is not to be believed for, and why."""
+        found, lines = self.log_evidence, []
+        for verdict in ("unreliable", "doubtful"):
+            if count := int((found.verdict == verdict).sum()):
+                first = found.reason[found.verdict == verdict][0]
+                lines.append(f"log p(x) is {verdict} for {count} of {len(found.value)} datapoints; the first: {first}")
+        return lines
+
     def __str__(self) -> str:
         lines = [f"{'':10}{'draws':>7}{'nats':>10}{'Monte-Carlo':>13}{'test set':>10}{'bits/dim':>10}{'ESS':>8}"]
         for row in self.rows():
             lines.append(
-                f"{row['estimate']:10}{row['num_particles']:>7}{_number(row['nats'], 3):>10}"
+                f"{row['estimate']:10}{row['num_particles']:>7.0f}{_number(row['nats'], 3):>10}"
                 f"{'± ' + _number(row['monte_carlo_error'], 3):>13}{'± ' + _number(row['test_set_error'], 2):>10}"
-                f"{_number(row['bits_per_dimension'], 3):>10}{row['median_ess']:>8.1f}"
+                f"{_number(row['bits_per_dimension'], 3):>10}{_number(row['median_ess'], 1):>8}"
             )
-        few = int((self.log_evidence.ess < _FEW_DRAWS).sum())
-        if few:
-            lines.append(
-                f"log p(x): {few} of {len(self.elbo.value)} datapoints rest on fewer than {_FEW_DRAWS} effective draws "
-                "(ESS)"
-            )
+        lines += self._doubts()
         for name, summary in self.latents.items():
             num_active = summary.num_active
             note = " (posterior collapse: the decoder ignores the latents)" if num_active == 0 else ""
@@ -95,7 +105,10 @@ def evaluate(
     pair: Any,
     x: Any,
     *,
-    num_particles: int = 1000,
+    estimator: str = "auto",
+    num_particles: int | None = None,
+    target_stderr: float | None = None,
+    proposal: Proposal | None = None,
     iwae_particles: int = 50,
     elbo_particles: int = 100,
     seed: int = 0,
@@ -103,13 +116,18 @@ def evaluate(
 ) -> Evaluation:
     r"""Estimate the ELBO, the IWAE bound and :math:`\log p(x)` of a pair on held-out data; nothing is trained.
 
-    All three are lower bounds in expectation, ELBO :math:`\le \mathcal L_K \le \log p(x)`; each comes with a
-    Monte-Carlo error (from the draws) and a test-set error (from which datapoints there are).
+    The first two are lower bounds in expectation, ELBO :math:`\le \mathcal L_K \le \log p(x)`; ``side`` says what the
+    third is. Each comes with a Monte-Carlo error (from the draws) and a test-set error (from which datapoints there
+    are), and :math:`\log p(x)` with a verdict per datapoint.
 
     Arguments:
         pair: A :class:`~pyro_vae.VAE`, anything with ``.model`` and ``.guide``, or a tuple ``(model, guide)``.
         x: Held-out data ``[n, ...]``, binarised once and for all if the likelihood is a Bernoulli.
-        num_particles: Draws per datapoint for :math:`\log p(x)`.
+        estimator: Of :math:`\log p(x)`: ``"is"``, ``"psis"``, ``"ais"``, ``"smc"``, ``"grid"``, or ``"auto"`` for what
+            :func:`pyro_vae.evidence.recommend` says.
+        num_particles: Draws per datapoint for :math:`\log p(x)`, instead of the estimator's default.
+        proposal: What importance sampling draws from: ``"guide"``, ``"inflated"``, ``"defensive"`` or ``"refined"``.
+        target_stderr: Draw until the standard error of each datapoint is as small as this, in nats.
         iwae_particles: K of the reported importance-weighted bound.
         elbo_particles: Draws per datapoint for the ELBO.
         seed: Of all draws; torch's own generator is left as it is.
@@ -124,14 +142,26 @@ def evaluate(
     """
     x = as_tensor(x)
     model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
+    chosen = recommend(model, guide, x, seed=seed) if estimator == "auto" else estimator
+    log_evidence = estimate(  # first, since it is the one whose options may be wrong
+        model,
+        guide,
+        x,
+        estimator=chosen,
+        num_particles=num_particles,
+        target_stderr=target_stderr,
+        proposal=proposal,
+        seed=seed,
+        progress=progress,
+    )
+    few = iwae_particles if num_particles is None else min(iwae_particles, num_particles)
     return Evaluation(
         elbo=elbo(model, guide, x, num_particles=elbo_particles, seed=seed, progress=progress),
-        iwae=importance(
-            model, guide, x, num_particles=min(iwae_particles, num_particles), seed=seed, progress=progress
-        ),
-        log_evidence=importance(model, guide, x, num_particles=num_particles, seed=seed, progress=progress),
+        iwae=importance(model, guide, x, num_particles=few, seed=seed, progress=progress),
+        log_evidence=log_evidence,
         latents=latent_summary(model, guide, x, seed=seed),
         num_dimensions=x[0].numel(),
+        estimator=chosen if isinstance(chosen, str) else chosen.estimator,
         clamped_scales=pair.clamped_scales(x) if isinstance(pair, VAE) else {},
     )
 

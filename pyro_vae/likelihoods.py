@@ -68,7 +68,7 @@ class Bernoulli(Likelihood):
 
     def forward(self, params: Tensor) -> Distribution:
         # The support is checked once per datapoint in `check`, not once per particle.
-        return dist.Bernoulli(logits=params, validate_args=False).to_event(len(self.data_shape))
+        return _Pixels(dist.Bernoulli(logits=params, validate_args=False), len(self.data_shape))
 
     def check(self, x: Tensor) -> None:
         # x (1 - x) vanishes at 0, 1 and nowhere else (x * x == x would also hold at infinity).
@@ -84,6 +84,40 @@ class Bernoulli(Likelihood):
 
     def output_bias(self, mean: Tensor) -> Tensor:
         return torch.logit(mean.clamp(1e-3, 1 - 1e-3))
+
+
+class _Pixels(dist.Independent):
+    r"""Independent Bernoullis whose log-probability costs a third, where no gradient is asked for.
+
+    .. math:: \log p(x) = \sum_d (x_d - \tfrac12) l_d - \tfrac12 |l_d| + \log \frac{1}{1 + e^{-|l_d|}}
+
+    A sum of logarithms is the logarithm of a product, and a factor is at least 1/2: a few dozen of them fit any float.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        logits = self.base_dist.logits
+        if not self.event_dim or (torch.is_grad_enabled() and (logits.requires_grad or value.requires_grad)):
+            return super().log_prob(value)
+        logits, value = (part.flatten(-self.event_dim) for part in (logits, value))
+        size = logits.abs()
+        total = _products(logits, value - 0.5) - 0.5 * size.sum(-1)
+        factors = size.sigmoid_()  # 1 / (1 + exp(-size))
+        for _ in range(_DOUBLINGS):
+            pairs = factors.shape[-1] // 2
+            factors, odd = factors[..., : 2 * pairs], factors[..., 2 * pairs :]
+            total = total + odd.log().sum(-1)
+            factors = factors[..., :pairs] * factors[..., pairs:]
+        return total + factors.log_().sum(-1)
+
+
+_DOUBLINGS = 5  # 32 factors
+
+
+def _products(params: Tensor, data: Tensor) -> Tensor:
+    """The scalar product of each datapoint with all of its particles, or of whatever has such shapes."""
+    if params.ndim == 3 and data.ndim == 2 and len(data) == params.shape[1]:
+        return torch.bmm(data[:, None], params.permute(1, 2, 0))[:, 0].T
+    return (params * data).sum(-1)
 
 
 class Gaussian(Likelihood):

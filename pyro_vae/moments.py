@@ -2,13 +2,13 @@ r"""Streaming summaries of draws, block by block, so that a million particles ne
 
 from __future__ import annotations
 
-__all__ = ["LogMoments", "Moments"]
+__all__ = ["LogMoments", "Moments", "TailMoments"]
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -27,7 +27,8 @@ class LogMoments(NamedTuple):
 
     log_sum: Tensor
     log_sum_squares: Tensor
-    num_particles: int
+    num_particles: int | Tensor
+    """One number, or one for each datapoint."""
 
     @classmethod
     def of(cls, log_w: Float[Tensor, "particles *batch"], /) -> LogMoments:
@@ -46,12 +47,12 @@ class LogMoments(NamedTuple):
     @property
     def log_mean(self) -> Tensor:
         r""":math:`\log \frac1K \sum_k w_k`, per datapoint."""
-        return self.log_sum - math.log(self.num_particles)
+        return self.log_sum - self._counts.log()
 
     @property
     def ess(self) -> Tensor:
         r"""Effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and K; 0 if all weights are 0."""
-        found = torch.exp(2 * self.log_sum - self.log_sum_squares).clamp(1, self.num_particles)
+        found = torch.exp(2 * self.log_sum - self.log_sum_squares).clamp(min=1).minimum(self._counts)
         return torch.where(self.log_sum == -torch.inf, torch.zeros_like(found), found)
 
     @property
@@ -61,9 +62,78 @@ class LogMoments(NamedTuple):
         This is the relative standard error of the mean weight, :math:`\mathrm{sd}(w) / (\sqrt K \bar w)`, with the
         unbiased sample variance. One draw has no standard error (nan); all weights zero gives infinity.
         """
-        if self.num_particles < 2:
-            return torch.full_like(self.log_sum, torch.nan)
-        return torch.sqrt((self.num_particles / self.ess - 1).clamp(min=0) / (self.num_particles - 1))
+        counts = self._counts
+        found = torch.sqrt((counts / self.ess - 1).clamp(min=0) / (counts - 1).clamp(min=1))
+        return torch.where(counts < 2, torch.nan, found)
+
+    @property
+    def _counts(self) -> Tensor:
+        return torch.as_tensor(self.num_particles, dtype=torch.float64, device=self.log_sum.device)
+
+
+class TailMoments(NamedTuple):
+    r"""A streaming summary that keeps the largest weights as they are, and of the others their power sums.
+
+    The tail is where importance weights go wrong, so its shape must be read from the draws themselves. Everything is a
+    sum of positive terms: nothing cancels. :meth:`merge` adds the draws of another block; datapoints
+    may have had different numbers of draws.
+
+    Example:
+        >>> log_w = torch.linspace(-3, 0, 1000, dtype=torch.float64)[:, None]
+        >>> summary = TailMoments.of(log_w[:500], capacity=20).merge(TailMoments.of(log_w[500:], capacity=20))
+        >>> torch.allclose(summary.log_moments.log_mean, LogMoments.of(log_w).log_mean), summary.tail.shape
+        (True, torch.Size([20, 1]))
+    """
+
+    tail: Float[Tensor, "tail *batch"]
+    """The largest log-weights, downwards; minus infinity where there were fewer draws."""
+    body: Float[Tensor, "power *batch"]
+    r""":math:`\log \sum_k w_k^m` over all others, for :math:`m = 1, \dots, 4`."""
+    num_particles: Int[Tensor, "*batch"]
+
+    @classmethod
+    def of(cls, log_w: Float[Tensor, "particles *batch"], /, *, capacity: int) -> TailMoments:
+        """Summarise one block of log-weights, accumulating in float64."""
+        counts = torch.full(log_w.shape[1:], log_w.shape[0], device=log_w.device)
+        short = max(0, capacity - log_w.shape[0])
+        tail, places = log_w.topk(min(capacity, log_w.shape[0]), 0)
+        padding = tail.new_full((short, *log_w.shape[1:]), -torch.inf)
+        return cls(torch.cat([tail, padding]).double(), _log_powers(log_w.scatter(0, places, -torch.inf)), counts)
+
+    def merge(self, other: TailMoments) -> TailMoments:
+        """The summary of both sets of draws."""
+        both = torch.cat([self.tail, other.tail]).sort(0, descending=True).values
+        body = torch.logaddexp(torch.logaddexp(self.body, other.body), _log_powers(both[len(self.tail) :]))
+        return TailMoments(both[: len(self.tail)], body, self.num_particles + other.num_particles)
+
+    def at(self, rows: Shaped[Tensor, " chosen"]) -> TailMoments:
+        """The summary of these datapoints."""
+        return TailMoments(self.tail[:, rows], self.body[:, rows], self.num_particles[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[TailMoments]) -> TailMoments:
+        """The datapoints of several summaries behind one another."""
+        tail, body, counts = zip(*parts, strict=True)
+        return cls(torch.cat(tail, 1), torch.cat(body, 1), torch.cat(counts))
+
+    @property
+    def log_moments(self) -> LogMoments:
+        """The sums over all draws, of which mean, error and effective sample size are made."""
+        return LogMoments(
+            torch.logaddexp(torch.logsumexp(self.tail, 0), self.body[0]),
+            torch.logaddexp(torch.logsumexp(2 * self.tail, 0), self.body[1]),
+            self.num_particles,
+        )
+
+
+def _log_powers(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "power *batch"]:
+    log_w = log_w.double()
+    top = log_w.amax(0).clamp(min=torch.finfo(torch.float64).min)
+    w = torch.exp(log_w - top)
+    squares = w * w
+    sums = torch.stack([w.sum(0), squares.sum(0), (squares * w).sum(0), (squares * squares).sum(0)])
+    powers = torch.arange(1, 5, dtype=top.dtype, device=top.device).reshape(-1, *[1] * top.ndim)
+    return sums.log() + powers * top
 
 
 class Moments(NamedTuple):

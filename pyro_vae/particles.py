@@ -5,7 +5,7 @@ Nothing above this file looks at a Pyro trace, and nothing below it knows what a
 
 from __future__ import annotations
 
-__all__ = ["Particles", "draw_particles", "particle_chunks"]
+__all__ = ["Particles", "draw_particles", "particle_chunks", "room"]
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ def particle_chunks(
     Errors:
         PairError: for a guide that draws from a point mass, whose weights would be of no use.
     """
-    fits, apart = _plan(model, guide, x, max_bytes)
+    fits, apart = room(model, guide, x, max_bytes)
     rows = min(_MAX_ROWS, fits) if apart else len(x)
     known: dict[int, Vectorized] = {}
     start = 0
@@ -106,15 +106,15 @@ def particle_chunks(
         start = span.stop
 
 
-def _plan(model: Program, guide: Program, x: Tensor, max_bytes: int) -> tuple[int, bool]:
+def room(model: Program, guide: Program, x: Tensor, max_bytes: int) -> tuple[int, bool]:
     """How many rows, of one particle each, fit ``max_bytes``; and whether ``x`` may be cut into blocks."""
     if rows_apart(model, guide, x):
-        return max(1, max_bytes // _bytes(model, guide, x[:1])), True
-    return max(1, max_bytes * len(x) // _bytes(model, guide, x)), False
+        return max(1, max_bytes // _bytes_per_row(model, guide, x[:1])), True
+    return max(1, max_bytes * len(x) // _bytes_per_row(model, guide, x)), False
 
 
 @torch.no_grad()
-def _bytes(model: Program, guide: Program, x: Tensor) -> int:
+def _bytes_per_row(model: Program, guide: Program, x: Tensor) -> int:
     """What one particle of each datapoint takes while it is weighed: a few copies of its largest activation."""
     copies = 8  # activations and temporaries
     with evaluating(model, guide), forked(), largest_output() as largest:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Run", "evaluate_run", "load_run", "plot_run", "resume", "sample_run", "train"]
+__all__ = ["Run", "compare_run", "evaluate_run", "load_run", "plot_run", "resume", "sample_run", "train"]
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +19,11 @@ from . import data, plot
 from .arrays import find_device
 from .assembly import Split, build, objective_of, protocol, split
 from .checkpoint import load, save
+from .comparison import Comparison, compare
 from .config import TrainConfig, run_folder
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, require_count
 from .evaluation import Evaluation, evaluate
+from .evidence import ESTIMATORS, Proposal, quadrature
 from .files import replace_file
 from .randomness import seeded
 from .training import fit
@@ -83,14 +85,74 @@ def resume(folder: str | Path, *, data_dir: str | None = None, progress: bool = 
 
 
 def evaluate_run(
-    folder: str | Path, *, num_particles: int = 5000, seed: int = 0, data_dir: str | None = None, progress: bool = True
+    folder: str | Path,
+    *,
+    estimator: str = "auto",
+    num_particles: int | None = None,
+    target_stderr: float | None = None,
+    proposal: Proposal | None = None,
+    num_images: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    progress: bool = True,
 ) -> tuple[Evaluation, str]:
     """Evaluate a run's model on the test images again; the result, and what it refers to, in words."""
+    config, vae, x_test = _loaded(folder, data_dir, num_images)
+    found = evaluate(
+        vae,
+        x_test,
+        estimator=estimator,
+        num_particles=num_particles,
+        target_stderr=target_stderr,
+        proposal=proposal,
+        seed=seed,
+        progress=progress,
+    )
+    asked = {
+        "num_particles": num_particles,
+        "target_stderr": target_stderr,
+        "proposal": proposal,
+        "num_images": num_images,
+    }
+    parts = [found.estimator, *(f"{key}-{value}" for key, value in asked.items() if value is not None), f"seed-{seed}"]
+    record = {**_record(config, found.to_dict(), seed), **asked}
+    _write_json(Path(folder) / f"evaluation-{'-'.join(parts)}.json", record)
+    return found, protocol(config, x_test)
+
+
+def compare_run(
+    folder: str | Path,
+    *,
+    estimators: Sequence[str] | None = None,
+    num_images: int = 100,
+    repeats: int = 1,
+    seed: int = 0,
+    data_dir: str | None = None,
+    progress: bool = True,
+) -> tuple[Comparison, str]:
+    """Estimators of log p(x) on a run's test images, beside the truth if there are at most two latent dimensions."""
+    config, vae, x_test = _loaded(folder, data_dir, require_count("num_images", num_images, least=2))
+    names = [name for name in ESTIMATORS if name != "grid"] if estimators is None else estimators
+    exact = quadrature(vae.model, vae.guide, x_test, progress=progress).value if vae.latent_dim <= 2 else None
+    found = compare(
+        {name: ESTIMATORS[name] for name in names},
+        vae.model,
+        vae.guide,
+        x_test,
+        exact=exact,
+        repeats=repeats,
+        seed=seed,
+        progress=progress,
+    )
+    _write_json(Path(folder) / "comparison.json", _record(config, found.to_dict(), seed))
+    return found, protocol(config, x_test)
+
+
+def _loaded(folder: str | Path, data_dir: str | None, num_images: int | None) -> tuple[TrainConfig, VAE, Tensor]:
+    """A run's configuration, its model, and (the first so many of) its test images."""
     config, vae = load_run(folder)
     _, _, x_test, _ = split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
-    found = evaluate(vae, x_test, num_particles=num_particles, seed=seed, progress=progress)
-    _write_json(Path(folder) / f"evaluation-{num_particles}-seed-{seed}.json", _record(config, found, seed))
-    return found, protocol(config, x_test)
+    return config, vae, x_test[: None if num_images is None else require_count("num_images", num_images)]
 
 
 def sample_run(folder: str | Path, *, num: int = 100, seed: int = 0) -> list[Path]:
@@ -157,11 +219,13 @@ def _train(config: TrainConfig, folder: Path, parts: Split, progress: bool) -> R
     if history.interrupted:
         return Run(folder, config, history, protocol(config, x_test), None, [])
     try:
-        found = evaluate(vae, x_test, num_particles=config.eval_particles, seed=config.seed, progress=progress)
+        found = evaluate(
+            vae, x_test, estimator="is", num_particles=config.eval_particles, seed=config.seed, progress=progress
+        )
     except KeyboardInterrupt:  # everything is in the checkpoint
         return Run(folder, config, history, protocol(config, x_test), None, [])
     vae.cpu()
-    record = _record(config, found, config.seed)
+    record = _record(config, found.to_dict(), config.seed)
     record["training"] = {"epochs": len(history.epochs), "seconds": history.epochs[-1].seconds}
     _write_json(folder / "evaluation.json", record)
     pictures = _draw(config, folder, vae, history.epochs, x_test, y_test)
@@ -208,11 +272,11 @@ def _draw(
     return paths
 
 
-def _record(config: TrainConfig, found: Evaluation, seed: int) -> dict[str, Any]:
-    """An evaluation with what is needed to make sense of it later."""
+def _record(config: TrainConfig, found: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A result with what is needed to make sense of it later."""
     packages = ("pyro-vae", "torch", "pyro-ppl")
     return {
-        **found.to_dict(),
+        **found,
         "config": config.to_dict(),
         "seed": seed,
         "versions": {name: version(name) for name in packages},

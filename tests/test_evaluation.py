@@ -24,14 +24,16 @@ def x():
 @pytest.fixture(scope="module")
 def found(x):
     """A guide that is too wide and correlated in the wrong way: every gap is far above its error."""
-    return pv.evaluate((PROBLEM.model, PROBLEM.guide(mean_field=True, inflate=1.3)), x, num_particles=2000, seed=1)
+    return pv.evaluate(
+        (PROBLEM.model, PROBLEM.guide(mean_field=True, inflate=1.3)), x, estimator="is", num_particles=2000, seed=1
+    )
 
 
 @pytest.fixture(scope="module")
 def collapsed(x):
     """The posterior is the prior, because the data do not depend on z."""
     problem = linear_gaussian(W=[[0.0, 0.0]] * 3, scale=1.0)
-    return pv.evaluate((problem.model, problem.guide(mean_field=True)), x, num_particles=10)
+    return pv.evaluate((problem.model, problem.guide(mean_field=True)), x, estimator="is", num_particles=10)
 
 
 def kl_to_posterior():
@@ -77,7 +79,7 @@ def test_bounds_stand_in_the_order_of_the_table(found):
 
 def test_no_row_is_above_log_evidence_when_draws_are_few(x):
     # With fewer draws for log p(x) than the bound's K, the "better" row would be the worse one.
-    few = pv.evaluate((PROBLEM.model, PROBLEM.guide(mean_field=True, inflate=3.0)), x, num_particles=5)
+    few = pv.evaluate((PROBLEM.model, PROBLEM.guide(mean_field=True, inflate=3.0)), x, estimator="is", num_particles=5)
     assert few.iwae.mean <= few.log_evidence.mean + SIGMAS * few.log_evidence.monte_carlo_error
 
 
@@ -94,14 +96,14 @@ def test_bits_per_dimension_are_positive_for_masses_and_in_base_two():
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.zero_()
-    rows = pv.evaluate(vae, torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), num_particles=10).rows()
+    rows = pv.evaluate(vae, torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), estimator="is", num_particles=10).rows()
     assert [row["nats"] for row in rows] == pytest.approx([-3 * math.log(2)] * 3, rel=1e-6)
     assert [row["bits_per_dimension"] for row in rows] == pytest.approx([1.0] * 3, rel=1e-6)
 
 
 def test_dimensions_are_counted_over_the_whole_datapoint():
     vae = pv.presets.mlp_vae(data_shape=(2, 3), latent_dim=1, hidden=())
-    assert pv.evaluate(vae, torch.zeros(4, 2, 3), num_particles=10).num_dimensions == 6
+    assert pv.evaluate(vae, torch.zeros(4, 2, 3), estimator="is", num_particles=10).num_dimensions == 6
 
 
 # --- What it leaves alone -----------------------------------------------------------------------------------------
@@ -110,10 +112,10 @@ def test_dimensions_are_counted_over_the_whole_datapoint():
 def test_the_seed_alone_decides(x):
     pair = PROBLEM.model, PROBLEM.guide(mean_field=True)
     torch.manual_seed(1)
-    first = pv.evaluate(pair, x[:20], num_particles=20, seed=5).to_dict()
+    first = pv.evaluate(pair, x[:20], estimator="is", num_particles=20, seed=5).to_dict()
     torch.manual_seed(2)
-    assert pv.evaluate(pair, x[:20], num_particles=20, seed=5).to_dict() == first
-    assert pv.evaluate(pair, x[:20], num_particles=20, seed=6).to_dict() != first
+    assert pv.evaluate(pair, x[:20], estimator="is", num_particles=20, seed=5).to_dict() == first
+    assert pv.evaluate(pair, x[:20], estimator="is", num_particles=20, seed=6).to_dict() != first
 
 
 def two_layers(event):
@@ -140,15 +142,15 @@ def two_layers(event):
 
 def test_the_seed_alone_decides_for_two_layers_of_latents(x):
     torch.manual_seed(1)
-    first = pv.evaluate(two_layers((1,)), x, num_particles=10, seed=5).to_dict()
+    first = pv.evaluate(two_layers((1,)), x, estimator="is", num_particles=10, seed=5).to_dict()
     torch.manual_seed(2)
-    assert pv.evaluate(two_layers((1,)), x, num_particles=10, seed=5).to_dict() == first
+    assert pv.evaluate(two_layers((1,)), x, estimator="is", num_particles=10, seed=5).to_dict() == first
     assert set(first["latents"]) == {"top", "low"}
 
 
 def test_latents_may_be_scalars(x):
-    scalars = pv.evaluate(two_layers(()), x, num_particles=10).to_dict()
-    vectors = pv.evaluate(two_layers((1,)), x, num_particles=10).to_dict()
+    scalars = pv.evaluate(two_layers(()), x, estimator="is", num_particles=10).to_dict()
+    vectors = pv.evaluate(two_layers((1,)), x, estimator="is", num_particles=10).to_dict()
     assert scalars["estimates"] == vectors["estimates"]
     assert len(scalars["latents"]["top"]["kl"]) == 1
     assert scalars["latents"]["top"] == vectors["latents"]["top"]
@@ -169,8 +171,8 @@ def test_nothing_is_trained_registered_or_drawn_from_the_caller(capsys):
 def test_a_vae_and_its_pair_are_evaluated_alike():
     vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,))
     x = torch.ones(5, 6)
-    as_pair = pv.evaluate((vae.model, vae.guide), x, num_particles=10)
-    as_vae = pv.evaluate(vae, x.numpy().astype(bool), num_particles=10)
+    as_pair = pv.evaluate((vae.model, vae.guide), x, estimator="is", num_particles=10)
+    as_vae = pv.evaluate(vae, x.numpy().astype(bool), estimator="is", num_particles=10)
     assert as_vae._replace(clamped_scales={}).to_dict() == as_pair.to_dict()
 
 
@@ -201,7 +203,7 @@ def test_latents_are_those_of_the_closed_form(x, found):
 
 def test_what_has_no_closed_form_is_still_json(x):
     # A full-covariance guide against a diagonal prior: the KL per dimension is not known.
-    read = strict(pv.evaluate((PROBLEM.model, PROBLEM.guide()), x, num_particles=10).to_dict())
+    read = strict(pv.evaluate((PROBLEM.model, PROBLEM.guide()), x, estimator="is", num_particles=10).to_dict())
     assert read["latents"]["z"]["kl"] == [None, None]
 
 
@@ -246,7 +248,7 @@ def test_a_collapse_is_reported(found, collapsed):
 
 def test_one_datapoint_is_not_called_a_collapse(x):
     # How much the posterior mean moves with x cannot be known from one x.
-    single = pv.evaluate((PROBLEM.model, PROBLEM.guide(mean_field=True)), x[:1], num_particles=10)
+    single = pv.evaluate((PROBLEM.model, PROBLEM.guide(mean_field=True)), x[:1], estimator="is", num_particles=10)
     assert single.elbo.value.shape == (1,)
     assert "collapse" not in str(single)
     strict(single.to_dict())

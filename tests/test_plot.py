@@ -13,13 +13,47 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_vae import plot
+from pyro_vae.diagnostics import InferenceGaps
 from pyro_vae.errors import ShapeError
+from pyro_vae.evidence import LogEvidence
+from pyro_vae.reliability import Judgement
 
 
 def epochs(train, validation, elbo=None):
     rows = zip(train, validation, elbo or train, [math.nan] * len(train) if elbo else validation, strict=True)
     names = "train_bound", "validation_bound", "train_elbo", "validation_elbo"
     return [SimpleNamespace(epoch=n, **dict(zip(names, row, strict=True))) for n, row in enumerate(rows, 1)]
+
+
+def estimates(values, errors, verdicts, side="lower"):
+    value, stderr = torch.tensor(values).double(), torch.tensor(errors).double()
+    counts = torch.full(value.shape, 100)
+    judgement = Judgement(np.array(verdicts), np.array([""] * len(values), dtype=object))
+    return LogEvidence(value, stderr, side, counts.double(), value * math.nan, judgement, counts, counts)
+
+
+def many_estimates(num):
+    verdicts = ["ok", "doubtful", "unreliable"]
+    return estimates((-torch.rand(num)).tolist(), [0.1] * num, [verdicts[place % 3] for place in range(num)])
+
+
+def gaps_of(amortisation, approximation, error=0.03):
+    """Gaps below log p(x) = -1, all with the same Monte-Carlo errors but for the difference, whose is a third."""
+    amortisation, approximation = (torch.tensor(part).double() for part in (amortisation, approximation))
+    exact, errors = torch.full_like(amortisation, -1.0), torch.full_like(amortisation, error)
+    local = exact - approximation
+    return InferenceGaps(
+        exact, local - amortisation, local, approximation, amortisation, errors * 0, errors, errors, errors, errors / 3,
+        family="diagonal",
+    )  # fmt: skip
+
+
+def intervals(container):
+    """Ends of the error bars of a container, ``[bars, 2]``, along the axis that they are on."""
+    _, _, (bars,) = container
+    ends = np.array(bars.get_segments())
+    along = 0 if np.ptp(ends[:, :, 1]) == 0 else 1
+    return ends[:, :, along]
 
 
 def levels(*values, height=4, width=4):
@@ -49,6 +83,12 @@ DRAW = {
     "manifold": lambda ax=None: plot.manifold(strokes(400), torch.linspace(-2, 2, 20), ax, title="a title"),
     "latents": lambda ax=None: plot.latents(torch.randn(10_000, 2), torch.arange(10_000) % 10, ax, title="a title"),
     "history": lambda ax=None: plot.history(epochs([-3.0, -2.0, -1.0], [-4.0, -3.0, -2.0]), ax, title="a title"),
+}
+DRAW |= {
+    "log_evidence": lambda ax=None: plot.log_evidence(many_estimates(10_000), ax=ax, title="a title"),
+    "inference_gaps": lambda ax=None: plot.inference_gaps(
+        {"full": gaps_of([0.1, 0.2], [0.3, 0.1])}, ax, title="a title"
+    ),
 }
 each_picture = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
 
@@ -283,6 +323,77 @@ def test_history_shows_the_elbo_where_something_else_is_maximised():
     assert ax.get_ylim()[0] <= -5.0
 
 
+# --- Evidence -----------------------------------------------------------------------------------------------------
+
+
+def test_estimates_stand_in_increasing_order_in_the_colour_of_their_verdict():
+    ax = plot.log_evidence(estimates([-3.0, -1.0, -2.0], [0.1, 0.2, 0.3], ["ok", "unreliable", "ok"]))
+    ok, doubtful, unreliable = ax.containers
+    assert np.array_equal(ok[0].get_data(), [[0, 1], [-3, -2]])
+    assert np.array_equal(unreliable[0].get_data(), [[2], [-1]])
+    assert len(doubtful[0].get_xdata()) == 0
+    assert len({container[0].get_color() for container in ax.containers}) == 3
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["ok (2)", "doubtful (0)", "unreliable (1)"]
+    assert ax.get_ylabel() == "lower bound of log p(x), nats"
+
+
+def test_the_bars_of_estimates_are_95_percent_intervals():
+    ax = plot.log_evidence(estimates([-3.0, -2.0], [0.1, 0.2], ["ok", "ok"]))
+    assert intervals(ax.containers[0]) == pytest.approx(np.array([[-3.196, -2.804], [-2.392, -1.608]]))
+
+
+def test_with_the_exact_values_differences_are_shown_in_their_order():
+    evidence = estimates([-3.0, -1.0, -2.0], [0.1] * 3, ["ok"] * 3, side="point")
+    ax = plot.log_evidence(evidence, torch.tensor([-1.5, -2.5, -2.0]))
+    assert np.array_equal(ax.containers[0][0].get_data(), [[2, 0, 1], [-1.5, 1.5, 0.0]])
+    assert ax.get_ylabel() == "estimate minus log p(x), nats"
+    assert [0, 0] in [list(line.get_ydata()) for line in ax.lines]  # where the truth is
+
+
+def test_estimates_that_are_not_finite_are_counted_and_not_drawn():
+    ax = plot.log_evidence(estimates([-math.inf, -1.0], [math.nan, 0.1], ["unreliable", "ok"]))
+    assert len(ax.containers[2][0].get_xdata()) == 0
+    assert ax.get_legend().get_texts()[2].get_text() == "unreliable (1)"
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_gaps_are_stacked_from_the_elbo_to_log_p():
+    ax = plot.inference_gaps({"one": gaps_of([0.1, 0.3], [0.4, 0.6]), "other": gaps_of([0.2, 0.2], [0.1, 0.3])})
+    bars = [(round(bar.get_x(), 6), round(bar.get_width(), 6), round(bar.get_y() + 0.4)) for bar in ax.patches]
+    assert bars == [(0.0, 0.2, 0), (0.2, 0.5, 0), (0.0, 0.2, 1), (0.2, 0.2, 1)]
+    assert ticks(ax.yaxis) == {"one": 0, "other": 1}
+    assert ax.yaxis_inverted()  # the first name on top
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["amortisation", "approximation", "log p(x)", "95%, choice of datapoints", "95%, Monte-Carlo"]
+    assert ax.get_xlabel() == "nats per datapoint above the ELBO"
+
+
+def test_every_part_of_a_gap_has_both_of_its_errors():
+    gaps = gaps_of([0.1, 0.3, 0.2, 0.2], [0.4, 0.6, 0.4, 0.8])
+    _, _, line, *bars = plot.inference_gaps({"one": gaps}).containers
+    assert intervals(line).tolist() == [[-0.4, 0.4]]
+    means = [gaps.mean_amortisation, gaps.mean_approximation, gaps.mean_total]
+    ends = [means[0].value, means[2].value, means[2].value]
+    expected = [
+        [end - 1.96 * error, end + 1.96 * error]
+        for mean, end in zip(means, ends, strict=True)
+        for error in (mean.test_set_error, mean.monte_carlo_error)
+    ]
+    assert np.concatenate([intervals(bar) for bar in bars]) == pytest.approx(np.array(expected))
+    widths = [bar[2][0].get_linewidth()[0] for bar in bars]
+    assert widths == [1, 3] * 3  # the choice of datapoints is the thin one
+
+
+def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
+    ax = plot.inference_gaps({"poor": gaps_of([-0.2], [0.5])})
+    below, above = ax.patches
+    assert (below.get_x() + below.get_width(), above.get_x()) == pytest.approx((-0.2, -0.2))
+    assert above.get_x() + above.get_width() == pytest.approx(0.3)
+    assert below.get_zorder() > above.get_zorder()  # or the second part would hide the first
+    assert np.isfinite(ax.get_xlim()).all()
+
+
 # --- Refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +410,8 @@ def test_history_shows_the_elbo_where_something_else_is_maximised():
         lambda: plot.latents(torch.rand(7, 3), torch.arange(7)),
         lambda: plot.latents(torch.rand(7, 1), torch.arange(7)),
         lambda: plot.latents(torch.rand(7, 2), torch.arange(3)),
+        lambda: plot.log_evidence(many_estimates(7), torch.zeros(6)),
+        lambda: plot.inference_gaps({}),
     ],
     ids=[
         "one dimension",
@@ -311,6 +424,8 @@ def test_history_shows_the_elbo_where_something_else_is_maximised():
         "three latent dimensions",
         "one latent dimension",
         "too few labels",
+        "exact values of others",
+        "no families",
     ],
 )
 def test_wrong_shapes_are_one_line(draw):

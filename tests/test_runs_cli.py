@@ -148,7 +148,8 @@ def reevaluated(folder, seed):
     """A run's model on the test images as they are binarised from the stored seed 0, whatever the run's seed is."""
     digits = pv.data.load("digits")
     x_test = pv.data.Pixels(digits.x_test, "static", max_value=digits.max_value, seed=0)[:]
-    return pv.evaluate(pv.load(folder / "model.safetensors"), x_test, num_particles=10, seed=seed).rows()
+    vae = pv.load(folder / "model.safetensors")
+    return pv.evaluate(vae, x_test, estimator="is", num_particles=10, seed=seed).rows()
 
 
 def test_the_saved_model_is_the_one_that_was_evaluated(run):
@@ -213,7 +214,7 @@ def test_gaussian_likelihood_in_every_scale_mode(tmp_path, scale):
     assert f"grey levels in [0, 1]; likelihood: Gaussian ({kept} scale; a density" in result["protocol"]
     assert pv.load(tmp_path / "run" / "model.safetensors").recipe["likelihood_scale"] == kept
     assert all(math.isfinite(row["nats"]) for row in result["estimates"])
-    answer = succeed("evaluate", tmp_path / "run", "--num-particles", "10", "--json")
+    answer = succeed("evaluate", tmp_path / "run", "--estimator", "is", "--num-particles", "10", "--json")
     assert json.loads(answer.out)["estimates"] == result["estimates"]
 
 
@@ -253,11 +254,145 @@ def test_burda_preset_with_its_schedule(tmp_path):
 
 
 def test_evaluate_again_finds_the_same_and_notes_it(copy):
-    answer = succeed("evaluate", copy, "--num-particles", "10", "--json")
+    answer = succeed("evaluate", copy, "--estimator", "is", "--num-particles", "10", "--json")
     result = json.loads(answer.out)
     assert result["estimates"] == json.loads((copy / "evaluation.json").read_text())["estimates"]
-    assert json.loads((copy / "evaluation-10-seed-0.json").read_text())["estimates"] == result["estimates"]
-    assert "log p(x)" in succeed("evaluate", copy, "--num-particles", "60").out
+    assert (
+        json.loads((copy / "evaluation-is-num_particles-10-seed-0.json").read_text())["estimates"]
+        == result["estimates"]
+    )
+    assert "log p(x)" in succeed("evaluate", copy, "--estimator", "is", "--num-particles", "60").out
+
+
+def added(folder, before):
+    """The one file that was added to a run, as a name and its content."""
+    (name,) = names(folder) - before
+    return name, json.loads((folder / name).read_text())
+
+
+def test_two_latents_are_evaluated_on_a_grid(copy):
+    before = names(copy)
+    result = json.loads(succeed("evaluate", copy, "--num-images", "20", "--json").out)
+    name, record = added(copy, before)
+    assert name == "evaluation-grid-num_images-20-seed-0.json"
+    assert (result["estimator"], result["num_datapoints"]) == ("grid", 20)
+    assert [row["side"] for row in result["estimates"]] == ["lower", "lower", "point"]
+    assert record["estimates"] == result["estimates"]
+    assert (record["num_images"], record["num_particles"], record["target_stderr"]) == (20, None, None)
+    assert result["protocol"].startswith("digits test set: 20 images")
+    elbo, iwae, log_p = (row["nats"] for row in result["estimates"])
+    assert elbo < log_p
+    assert iwae < log_p + 0.1
+    assert result["estimates"][2]["median_ess"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--estimator", "is", "--num-particles", "60"], "is-num_particles-60"),
+        (["--estimator", "psis", "--target-stderr", "0.05"], "psis-target_stderr-0.05"),
+        (["--estimator", "is", "--target-stderr", "0.5"], "is-target_stderr-0.5"),
+        (["--estimator", "ais", "--num-particles", "2"], "ais-num_particles-2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_estimator_and_its_options(copy, options, expected):
+    before = names(copy)
+    result = json.loads(succeed("evaluate", copy, *options, "--num-images", "3", "--seed", "4", "--json").out)
+    name, record = added(copy, before)
+    assert name == f"evaluation-{expected}-num_images-3-seed-4.json"
+    assert result["estimator"] == record["estimator"] == options[1]
+    assert record["seed"] == 4
+    last = result["estimates"][2]
+    if "--target-stderr" in options:
+        assert last["monte_carlo_error"] <= float(options[3])
+        assert last["num_particles"] >= 256
+        assert record["target_stderr"] == float(options[3])
+    else:
+        assert last["num_particles"] == int(options[3]) == record["num_particles"]
+    assert last["num_evaluations"] >= last["num_particles"]
+
+
+def test_in_words_an_evaluation_says_what_its_estimates_are(copy):
+    lower = succeed("evaluate", copy, "--estimator", "is", "--num-particles", "60", "--num-images", "5").out
+    point = succeed("evaluate", copy, "--estimator", "psis", "--num-particles", "60", "--num-images", "5").out
+    assert "; lower bounds; the first error bar is Monte-Carlo" in lower.splitlines()[1]
+    assert "; bounds from below, and a point estimate of log p(x); the first" in point.splitlines()[1]
+    for said in (lower, point):
+        assert [line.split("  ")[0] for line in said.splitlines()[5:7]] == ["IWAE", "log p(x)"]
+
+
+def test_estimators_side_by_side(copy):
+    before = names(copy)
+    options = ("--estimators", "is", "psis", "--num-images", "6", "--repeats", "2", "--seed", "3")
+    answer = succeed("compare", copy, *options)
+    name, record = added(copy, before)
+    assert name == "comparison.json"
+    assert (record["num_datapoints"], record["num_repeats"], record["seed"]) == (6, 2, 3)
+    assert [row["estimator"] for row in record["rows"]] == ["is", "psis"]
+    assert record["config"] == json.loads((copy / "config.json").read_text())
+    for row in record["rows"]:  # with two latents the grid is the truth
+        assert row["rmse"] < 0.5
+        assert row["value"] == pytest.approx(record["truth"] + row["bias"])
+        assert row["num_particles"] == row["evaluations"] == 5000
+    lines = answer.out.splitlines()
+    assert lines[0].startswith("digits test set: 6 images")
+    assert "in 95%" in lines[1]
+    assert lines[3].startswith("estimator")
+    assert [line.split()[0] for line in lines[4:]] == ["is", "psis", "truth"]
+    result = json.loads(succeed("compare", copy, *options, "--json").out)
+    assert (result["run"], result["protocol"]) == (str(copy), lines[0])
+    assert [row["value"] for row in result["rows"]] == [row["value"] for row in record["rows"]]
+
+
+def test_more_than_two_latents_have_no_truth_to_compare_with(four_latents):
+    run = four_latents[0] / "runs" / "digits-1"
+    before = content(run)
+    try:
+        result = json.loads(succeed("compare", run, "--estimators", "is", "--num-images", "3", "--json").out)
+        assert result["truth"] is None
+        assert result["rows"][0]["rmse"] is None
+        assert result["rows"][0]["sd"] is None
+    finally:
+        (run / "comparison.json").unlink(missing_ok=True)
+    for verb in (["evaluate", run, "--estimator", "grid"], ["compare", run, "--estimators", "grid"]):
+        assert_one_line(cli(*verb, "--num-images", "3"), "the pair has 4 latent dimensions, expected 1 or 2")
+    assert content(run) == before
+
+
+def test_by_default_all_estimators_but_the_grid_are_compared(run, monkeypatch):
+    asked = []
+
+    def noted(estimators, *_, **options):
+        asked.append((list(estimators), options["repeats"], len(options["exact"])))
+        raise pv.errors.ConfigError("enough")
+
+    monkeypatch.setattr("pyro_vae.runs.compare", noted)
+    assert_one_line(cli("compare", run[0]), "enough")
+    assert asked == [(["is", "psis", "ais", "smc"], 1, 100)]
+
+
+@pytest.mark.parametrize(
+    ("args", "pattern"),
+    [
+        (["evaluate", "--estimator", "psi"], "psis"),
+        (["evaluate", "--estimator", "grid", "--num-particles", "5"], "'grid' has no such option; leave it out"),
+        (["evaluate", "--estimator", "ais", "--target-stderr", "0.1"], "'ais' has no such option; leave it out"),
+        (["evaluate", "--target-stderr", "0"], r"target_stderr=0\.0"),
+        (["evaluate", "--target-stderr", "nan"], "target_stderr=nan"),
+        (["evaluate", "--num-particles", "1"], "num_particles=1: expected at least 2"),
+        (["evaluate", "--num-images", "0"], "num_images=0: expected at least 1"),
+        (["compare", "--estimators", "is", "psi"], "psis"),
+        (["compare", "--num-images", "1"], "num_images=1: expected at least 2"),
+        (["compare", "--repeats", "0"], "repeats=0: expected at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_looking_at_a_run_in_a_way_that_cannot_be_is_one_line_and_leaves_nothing(run, args, pattern):
+    before = content(run[0])
+    verb, *options = args
+    assert_one_line(cli(verb, run[0], *options), pattern)
+    assert content(run[0]) == before
 
 
 def test_sample_draws_z_x_and_its_mean(copy):
@@ -284,7 +419,7 @@ def test_plot_draws_the_same_pictures_again(copy):
 
 
 def test_verbs_need_a_run(tmp_path):
-    for verb in ("evaluate", "sample", "plot", "resume"):
+    for verb in ("evaluate", "compare", "sample", "plot", "resume"):
         assert_one_line(cli(verb, tmp_path / "nothing"), "is not a run")
     assert not names(tmp_path)
 
@@ -292,7 +427,7 @@ def test_verbs_need_a_run(tmp_path):
 def test_verbs_refuse_a_damaged_model(copy):
     model = copy / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1])
-    for verb in ("evaluate", "sample", "plot"):
+    for verb in ("evaluate", "compare", "sample", "plot"):
         assert_one_line(cli(verb, copy), r"model\.safetensors: is truncated")
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from ..arrays import as_batch
-from ..modules import evaluating, suited, unregistered
+from ..inspection import untouched
+from ..modules import suited
 from ..moments import Moments
 from ..probing import blocks_of
-from ..randomness import seeded
 from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
 
 _ROWS = 1024
@@ -40,7 +40,6 @@ class LatentSummary(NamedTuple):
         return None if self.mean_variance.isnan().any() else int(self.active.sum())
 
 
-@torch.no_grad()
 def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> dict[str, LatentSummary]:
     r"""Activity and KL divergence of every latent dimension, per latent site of any Pyro pair.
 
@@ -65,7 +64,7 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
         tensor([ True, False])
     """
     x = suited(as_batch(x), model, guide)
-    with seeded(seed, "latents"), evaluating(model, guide), unregistered(agreeing=True):
+    with untouched(model, guide, seed=(seed, "latents")):
         parts = [_moments(model, guide, batch) for batch in blocks_of(model, guide, x, _ROWS)]
     summary = {}
     for name in parts[0]:

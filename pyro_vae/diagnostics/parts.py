@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..arrays import as_batch
 from ..errors import require_count
-from ..modules import evaluating, suited, unregistered
+from ..inspection import untouched
+from ..modules import suited
 from ..moments import Moments
 from ..probing import blocks_of, vectorizes
-from ..randomness import seeded
 from ..sites import Sites, draw_sites
 from ..traces import Program
 
@@ -44,7 +44,6 @@ class ELBOParts(NamedTuple):
         return self.reconstruction - sum(self.kl.values(), torch.zeros_like(self.reconstruction))
 
 
-@torch.no_grad()
 def elbo_parts(
     model: Program,
     guide: Program,
@@ -82,7 +81,7 @@ def elbo_parts(
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     x = suited(as_batch(x), model, guide)
-    with seeded(seed, "parts"), evaluating(model, guide), unregistered(agreeing=True):
+    with untouched(model, guide, seed=(seed, "parts")):
         blocks = [
             _moments(model, guide, rows, num_particles, analytic_kl) for rows in blocks_of(model, guide, x, _ROWS)
         ]

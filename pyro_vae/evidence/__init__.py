@@ -1,7 +1,31 @@
-"""Estimators of log p(x): per datapoint, with an error bar and a direction."""
+"""Estimators of log p(x): per datapoint, with an error bar, a direction and a verdict."""
 
-__all__ = ["LogEvidence", "elbo", "importance"]
+__all__ = [
+    "ESTIMATORS",
+    "LogEvidence",
+    "Proposal",
+    "Recommendation",
+    "Sandwich",
+    "ais",
+    "elbo",
+    "estimate",
+    "importance",
+    "jackknife",
+    "psis",
+    "quadrature",
+    "recommend",
+    "sandwich",
+    "smc",
+]
 
+from .ais import ais
 from .base import LogEvidence
+from .choice import ESTIMATORS, Recommendation, estimate, recommend
+from .drawing import Proposal
 from .elbo import elbo
 from .importance import importance
+from .jackknife import jackknife
+from .psis import psis
+from .quadrature import quadrature
+from .sandwich import Sandwich, sandwich
+from .smc import smc

@@ -1,24 +1,19 @@
-"""What every evidence estimator returns, and how every one goes through the data."""
+"""What every evidence estimator returns."""
 
 from __future__ import annotations
 
-__all__ = ["LogEvidence", "summarise"]
+__all__ = ["LogEvidence"]
 
 import math
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from ..arrays import as_batch
-from ..errors import require_count
-from ..modules import evaluating, suited, unregistered
-from ..moments import LogMoments, Moments
-from ..particles import particle_chunks
-from ..randomness import seeded
-from ..traces import Program
+from ..reliability import Judgement
 
 
 class LogEvidence(NamedTuple):
@@ -36,8 +31,41 @@ class LogEvidence(NamedTuple):
     """Monte-Carlo standard error, nats."""
     side: Literal["lower", "upper", "point"]
     ess: Float[Tensor, " batch"]
-    """Effective sample size of the weights, between 1 and ``num_particles``."""
-    num_particles: int
+    """Effective sample size of the weights, from 1 to ``num_particles``; nan where there are no weights."""
+    pareto_k: Float[Tensor, " batch"]
+    """Tail shape k-hat of the weights; nan where there are none, or too few."""
+    judgement: Judgement
+    num_particles: Int[Tensor, " batch"]
+    """Draws per datapoint; of chains, how many there are."""
+    num_evaluations: Int[Tensor, " batch"]
+    r"""Evaluations of :math:`\log p(x, z)` per datapoint, pilots included; one with its gradient counts once."""
+    simulated: bool = False
+    """Whether this speaks of data simulated from the model, and of real data only as far as the two are alike."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[LogEvidence], order: Int[Tensor, " batch"] | None = None) -> LogEvidence:
+        """The datapoints of several answers of one kind behind one another, and then in the order given."""
+        whole = cls(*(_cat([getattr(part, name) for part in parts]) for name in cls._fields))
+        if order is None:
+            return whole
+        return whole._replace(
+            judgement=Judgement(*(texts[order.cpu().numpy()] for texts in whole.judgement)),
+            **{name: part[order] for name, part in whole._asdict().items() if isinstance(part, Tensor)},
+        )
+
+    @property
+    def verdict(self) -> np.ndarray:
+        """Per datapoint ``"ok"``, ``"doubtful"`` or ``"unreliable"``."""
+        return self.judgement.verdict
+
+    @property
+    def reason(self) -> np.ndarray:
+        """Per datapoint why it is not ``"ok"``; an empty text where it is."""
+        return self.judgement.reason
+
+    def share(self, verdict: Literal["ok", "doubtful", "unreliable"]) -> float:
+        """The share of datapoints with this verdict."""
+        return float((self.verdict == verdict).mean())
 
     @property
     def mean(self) -> float:
@@ -55,36 +83,9 @@ class LogEvidence(NamedTuple):
         return self.value.std().item() / math.sqrt(len(self.value)) if len(self.value) > 1 else math.nan
 
 
-S = TypeVar("S", LogMoments, Moments)
-
-
-def summarise(
-    summary: type[S],
-    model: Program,
-    guide: Program,
-    x: Any,
-    *,
-    num_particles: int,
-    seed: int,
-    max_bytes: int,
-    progress: bool,
-) -> list[S]:
-    """Draw all particles of all datapoints in blocks; the summaries, one for each run of rows of ``x``, in order.
-
-    Nothing is trained, Pyro's store is not written to, and the caller's generator stays where it is.
-    """
-    num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
-    x = suited(as_batch(x), model, guide)
-    found: dict[int, Any] = {}
-    with (
-        torch.no_grad(),
-        evaluating(model, guide),
-        unregistered(agreeing=True),
-        seeded(seed, "evidence"),
-        tqdm(total=len(x) * num_particles, unit="draw", unit_scale=True, disable=None if progress else True) as bar,
-    ):
-        for rows, log_w in particle_chunks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
-            block = summary.of(log_w)
-            found[rows.start] = found[rows.start].merge(block) if rows.start in found else block
-            bar.update(log_w.numel())
-    return list(found.values())
+def _cat(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    if isinstance(parts[0], Judgement):
+        return Judgement(*map(np.concatenate, zip(*parts, strict=True)))
+    return parts[0]

@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 
+from ..arrays import as_batch
+from ..errors import require_count
+from ..inspection import progress_bar, untouched
+from ..modules import suited
 from ..moments import Moments
+from ..particles import particle_chunks
+from ..reliability import judge
 from ..traces import Program
-from .base import LogEvidence, summarise
+from .base import LogEvidence
 
 
 def elbo(
@@ -48,14 +54,24 @@ def elbo(
         >>> torch.allclose(exact.value, problem.log_evidence(x).double(), atol=1e-4)
         True
     """
-    moments = summarise(
-        Moments, model, guide, x, num_particles=num_particles, seed=seed, max_bytes=max_bytes, progress=progress
-    )
-    value = torch.cat([part.mean for part in moments])
+    num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
+    found: dict[int, Moments] = {}
+    x = suited(as_batch(x), model, guide)
+    with untouched(model, guide, seed=(seed, "evidence")), progress_bar(len(x) * num_particles, progress) as bar:
+        for rows, log_w in particle_chunks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
+            block = Moments.of(log_w)
+            found[rows.start] = found[rows.start].merge(block) if rows.start in found else block
+            bar.update(log_w.numel())
+    value = torch.cat([part.mean for part in found.values()])
+    stderr = torch.cat([part.stderr for part in found.values()])
+    counts = torch.full(value.shape, num_particles)
     return LogEvidence(
         value=value,
-        stderr=torch.cat([part.stderr for part in moments]),
+        stderr=stderr,
         side="lower",
-        ess=torch.full_like(value, num_particles),  # every draw counts the same
-        num_particles=num_particles,
+        ess=counts.double(),  # every draw counts the same
+        pareto_k=torch.full_like(value, torch.nan),
+        judgement=judge(value=value, stderr=stderr),
+        num_particles=counts,
+        num_evaluations=counts,
     )

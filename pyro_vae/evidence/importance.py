@@ -1,4 +1,4 @@
-r"""Importance sampling with the guide as the proposal."""
+r"""Importance sampling."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ __all__ = ["importance"]
 
 from typing import Any
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from ..moments import LogMoments
+from ..moments import TailMoments
 from ..traces import Program
-from .base import LogEvidence, summarise
+from .base import LogEvidence
+from .drawing import Proposal
+from .sampling import Estimate, from_weights
 
 
 def importance(
@@ -18,18 +21,37 @@ def importance(
     guide: Program,
     x: Any,
     *,
-    num_particles: int = 5000,
+    num_particles: int | None = None,
+    proposal: Proposal = "guide",
+    target_stderr: float | None = None,
     seed: int = 0,
     max_bytes: int = 2**26,
     progress: bool = False,
 ) -> LogEvidence:
-    r"""Estimate :math:`\log p(x)` per datapoint by importance sampling from the guide.
+    r"""Estimate :math:`\log p(x)` per datapoint by importance sampling.
 
-    .. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
+    .. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{r(z_k \mid x)}, \qquad z_k \sim r(z \mid x)
 
     Its expectation is the importance-weighted bound :math:`\mathcal L_K \le \log p(x)`, so ``side`` is ``"lower"``; it
     grows to :math:`\log p(x)` with K. ``stderr`` is the delta-method standard error, which understates the error when
-    few weights dominate: look at ``ess``.
+    few weights dominate: ``verdict`` says for each datapoint whether to believe it, and ``reason`` why not.
+
+    The proposal r is the evaluator's business, not the training guide's: the guide that is best for the ELBO is
+    narrower than the posterior, and weights of a narrow proposal can have an infinite variance.
+
+    - ``"guide"``: the guide as it is.
+    - ``"inflated"``: the guide with its standard deviations multiplied by a number from 1 to 2, for each datapoint the
+      one with the largest effective sample size among pilot draws, which are then thrown away; as far as they do not
+      tell datapoints apart, it is the one that is best for all.
+    - ``"defensive"``: a tenth of the draws from the prior, the others from the guide, weighed as draws of the mixture;
+      no weight exceeds ten times the likelihood.
+    - ``"refined"``: for each datapoint a Gaussian with full covariance that maximises the ELBO, found from the guide's
+      answer in 200 steps of 10 draws, and made so much wider that half of the effective draws would be lost if the
+      posterior were that Gaussian. In many dimensions this is what brings k-hat down.
+
+    With ``target_stderr``, draws go to where the error is large: each datapoint gets a few hundred, and further ones
+    until its standard error is met or ``num_particles`` are spent. A rule that stops by the draws themselves leaves a
+    bias of the order of the squared error.
 
     The encoder runs once per datapoint. Particles and datapoints are processed in blocks of about ``max_bytes`` with
     streaming sums in float64, so peak memory does not grow with K.
@@ -37,34 +59,48 @@ def importance(
     Arguments:
         model, guide: Any Pyro pair with one data plate and local latents.
         x: Data ``[n, ...]``, any array type.
-        num_particles: The number of particles K per datapoint.
+        num_particles: The number of particles K per datapoint, 5000 by default; with ``target_stderr`` the largest
+            number, 100,000 by default.
+        proposal: What is drawn from: ``"guide"``, ``"inflated"``, ``"defensive"`` or ``"refined"``.
+        target_stderr: The standard error to reach, in nats per datapoint.
         seed: The draws depend on it alone; torch's own generator is left as it is.
         max_bytes: About how much memory a block may take.
         progress: Show a progress bar on a terminal.
 
     Errors:
+        ConfigError: for an argument out of its range.
         DataError: for empty or non-finite data.
-        PairError: for a model and guide that are not such a pair, or a guide that draws from a point mass.
+        PairError: for a model and guide that are not such a pair, or a guide that draws from a point mass; for
+            ``"defensive"`` and ``"refined"`` also for discrete latents.
         StaleParamStoreError: if Pyro's store holds other values for the pair's parameters than its modules do.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)  https://arxiv.org/abs/1509.00519
+        | Safe and Effective Importance Sampling (Owen & Zhou, 2000)  https://doi.org/10.1080/01621459.2000.10473909
 
     Example:
         >>> from pyro_vae.problems import linear_gaussian
         >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
-        >>> evidence = importance(problem.model, problem.guide(), x, num_particles=10)
-        >>> torch.allclose(evidence.value, problem.log_evidence(x).double(), atol=1e-4)
-        True
+        >>> evidence = importance(problem.model, problem.guide(inflate=1.2), x, target_stderr=0.01)
+        >>> bool(((evidence.value - problem.log_evidence(x)).abs() < 0.05).all()), evidence.verdict.tolist()
+        (True, ['ok', 'ok', 'ok'])
     """
-    moments = summarise(
-        LogMoments, model, guide, x, num_particles=num_particles, seed=seed, max_bytes=max_bytes, progress=progress
-    )
-    return LogEvidence(
-        value=torch.cat([part.log_mean for part in moments]),
-        stderr=torch.cat([part.stderr for part in moments]),
-        side="lower",
-        ess=torch.cat([part.ess for part in moments]),
+    return from_weights(
+        _mean,
+        "lower",
+        model,
+        guide,
+        x,
         num_particles=num_particles,
+        proposal=proposal,
+        target_stderr=target_stderr,
+        seed=seed,
+        max_bytes=max_bytes,
+        progress=progress,
     )
+
+
+def _mean(weights: TailMoments, smoothed: Float[Tensor, "tail batch"]) -> Estimate:
+    moments = weights.log_moments
+    return Estimate(moments.log_mean, moments.stderr)

@@ -1,0 +1,111 @@
+r"""What to draw from: the guide, the guide inflated, or a mixture of the guide and the prior."""
+
+from __future__ import annotations
+
+__all__ = ["Chunks", "Defensive", "Drawer", "Guided", "Rows", "inflated"]
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Independent, MultivariateNormal, Normal, constraints
+from torch.distributions.transforms import AffineTransform
+
+from ..density import Density
+from ..particles import particle_chunks, room
+from ..traces import Program
+
+Chunks = Iterator[tuple[slice, Float[Tensor, "particles batch"]]]
+"""Blocks ``(rows, log_w)``."""
+Rows = Int[Tensor, " chosen"]
+Drawer = Callable[[Rows, int], Chunks]
+"""From rows of the data and a number of draws to their log-weights; the slices count from the first of these rows."""
+_PRIOR_SHARE = 0.1  # of the defensive mixture's draws
+
+
+class Guided(NamedTuple):
+    """Draws from a guide."""
+
+    model: Program
+    guide: Program
+    x: Tensor
+    max_bytes: int
+
+    def __call__(self, rows: Rows, num: int) -> Chunks:
+        x = self.x[rows] if len(rows) < len(self.x) else self.x
+        return particle_chunks(self.model, self.guide, x, num_particles=num, max_bytes=self.max_bytes)
+
+
+class Defensive(NamedTuple):
+    r"""Draws from :math:`\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)`, a fixed share from each, with balance weights.
+
+    .. math:: w = p(x, z) / \big(\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)\big) \le p(x \mid z) / \alpha
+    """
+
+    model: Program
+    guide: Program
+    x: Tensor
+    max_bytes: int
+
+    def __call__(self, rows: Rows, num: int) -> Chunks:
+        x = self.x[rows] if len(rows) < len(self.x) else self.x
+        fits, apart = room(self.model, self.guide, x, self.max_bytes)
+        start = 0
+        for batch in x.split(min(256, max(1, fits // 4)) if apart else len(x)):
+            span, density = slice(start, start + len(batch)), Density(self.model, self.guide, batch)
+            blocks = -(-num // max(4, fits // len(batch)))
+            for block in range(blocks):  # of nearly equal size, so that each has draws from both
+                yield span, _mixture_weights(density, num * (block + 1) // blocks - num * block // blocks)
+            start = span.stop
+
+
+def _mixture_weights(density: Density, num: int) -> Float[Tensor, "particles batch"]:
+    from_prior = min(num - 1, max(1, round(_PRIOR_SHARE * num)))
+    u = torch.cat([density.draw_prior(from_prior), density.draw(num - from_prior)])
+    terms, share = density.terms(u), torch.tensor(from_prior / num, dtype=torch.float64)
+    log_mixture = torch.logaddexp(terms.log_prior + share.log(), terms.log_q + (1 - share).log())
+    return terms.log_p - log_mixture
+
+
+def inflated(guide: Program, scale: float) -> Program:
+    r"""The guide with every site inflated around its mean, :math:`z \mapsto \mathbb E[z] + s\,(z - \mathbb E[z])`.
+
+    Sites whose values are constrained, or whose distribution has no finite mean, stay as they are; so do point masses,
+    which follow the sites that they are computed from.
+    """
+    return Inflation(scale)(guide)
+
+
+class Inflation(Messenger):
+    """Replaces the distributions of latent sites as they are sampled."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
+            msg["fn"] = _spread(msg["fn"], self.scale)
+
+
+def _spread(fn: Any, scale: float) -> Any:
+    if isinstance(fn, Independent):
+        return dist.Independent(_spread(fn.base_dist, scale), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, Normal):
+        return dist.Normal(fn.loc, scale * fn.scale)
+    if isinstance(fn, MultivariateNormal):
+        return dist.MultivariateNormal(fn.loc, scale_tril=scale * fn.scale_tril)
+    if isinstance(fn, (dist.Delta, dist.MaskedDistribution)) or not fn.has_rsample:
+        return fn
+    try:
+        mean, real = fn.mean, constraints.independent(constraints.real, fn.event_dim)
+    except NotImplementedError:
+        return fn
+    if repr(fn.support) not in (repr(real), repr(constraints.real)) or not mean.isfinite().all():
+        return fn
+    return dist.TransformedDistribution(fn, [AffineTransform(mean * (1 - scale), scale, event_dim=fn.event_dim)])

@@ -1,0 +1,170 @@
+r"""Both sides of log p(x), on data that were simulated from the model."""
+
+from __future__ import annotations
+
+__all__ = ["Sandwich", "sandwich"]
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..arrays import as_batch, as_tensor, require_finite
+from ..errors import PairError, ShapeError, require_count
+from ..modules import suited
+from ..moments import LogMoments
+from ..traces import Program
+from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
+from .base import LogEvidence
+from .blocks import Side, Summary, blockwise, collected, in_pieces
+from .tuning import pilot_evaluations, tune
+
+Method = Literal["ais", "iwae"]
+_WHY = ", since fewer have no error bar"
+
+
+class Sandwich(NamedTuple):
+    """Two estimates with log p(x) in between, in expectation."""
+
+    lower: LogEvidence
+    upper: LogEvidence
+
+
+def sandwich(
+    model: Program,
+    guide: Program,
+    x: Any,
+    z_true: dict[str, Any],
+    *,
+    method: Method = "ais",
+    num_particles: int | None = None,
+    num_temperatures: int = 100,
+    num_steps: int = 2,
+    schedule: Schedule = "sigmoid",
+    start: Start = "guide",
+    seed: int = 0,
+    max_bytes: int = 2**26,
+    progress: bool = False,
+) -> Sandwich:
+    r"""Estimate :math:`\log p(x)` from below and from above, where an exact draw from the posterior is known.
+
+    A pair (x, z) drawn from the model is one: its z is a draw from :math:`p(z \mid x)`. See
+    :func:`pyro_vae.simulation.simulate`.
+
+    ``"ais"``, bidirectional Monte Carlo: chains from q0 to the posterior as in :func:`ais`, and chains from ``z_true``
+    back to q0 by the same transitions,
+
+    .. math:: E\Big[\log \tfrac1M \sum_m w_m\Big] \le \log p(x) \le
+        E\Big[-\log \tfrac1M \sum_m 1 / w_m^{\text{reverse}}\Big]
+
+    ``"iwae"``: K draws from the guide, and the same number with ``z_true`` in the place of one of them,
+
+    .. math:: E\Big[\log \tfrac1K \sum_{k=1}^K w_k\Big] \le \log p(x) \le
+        E\Big[\log \tfrac1K \Big(w(z_{\text{true}}) + \sum_{k=1}^{K-1} w_k\Big)\Big]
+
+    The expectation of an upper bound is over ``z_true``, too, and there is one for each datapoint. Its ``stderr`` is
+    what other chains or draws from the same ``z_true`` would vary by, so a single datapoint's value may lie below
+    log p(x) by more than that: the mean over datapoints is the bound.
+
+    Arguments:
+        model, guide: Any Pyro pair with one data plate and continuous local latents.
+        x: Simulated data ``[n, ...]``.
+        z_true: What made them: site name -> ``[n, *event]``.
+        method: ``"ais"`` or ``"iwae"``, which is cheap, and wide where the guide is far from the posterior.
+        num_particles: Chains in each direction (by default 16), or draws (by default 1000).
+        num_temperatures, num_steps, schedule, start: As for :func:`ais`; ``"iwae"`` has no use for them.
+        seed, max_bytes, progress: As for :func:`ais`.
+
+    Errors:
+        ConfigError, DataError, PairError, StaleParamStoreError: As for :func:`ais`; and for ``z_true`` without a value
+            of each site for each datapoint.
+
+    References:
+        | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo (Grosse et al., 2015)
+        | https://arxiv.org/abs/1511.02543
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> from pyro_vae.simulation import simulate
+        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> x, z = simulate(problem.model, torch.zeros(100, 2))
+        >>> lower, upper = sandwich(problem.model, problem.guide(), x, z, start="prior", num_temperatures=5)
+        >>> lower.mean < problem.log_evidence(x).mean().item() < upper.mean
+        True
+    """
+    require_one_of("method", method, "ais", "iwae")
+    num_particles = (16 if method == "ais" else 1000) if num_particles is None else num_particles
+    num_particles = require_count("num_particles", num_particles, least=2 if method == "ais" else 3, why=_WHY)
+    num_steps = require_count("num_steps", num_steps)
+    betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
+    require_one_of("start", start, "guide", "prior")
+    x = suited(as_batch(x), model, guide)
+    z = {name: suited(_values(name, value, len(x)), model, guide) for name, value in z_true.items()}
+
+    def by_chains(path: Path, span: slice, most: int) -> tuple[Summary, Summary]:
+        steps, true = tune(path, betas, num_steps=num_steps, most=most), _coordinates(path, z, span)
+
+        def back(num: int) -> Tensor:
+            return anneal(path.begin(true.expand(num, *true.shape[1:]), 1.0), betas, steps, reverse=True)
+
+        up = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, most)
+        num_evaluations = path.num_evaluations  # as many as the other direction will have made
+        return Summary.of(up, num_evaluations), Summary.of(
+            in_pieces(back, num_particles, most), num_evaluations, inverse=True
+        )
+
+    def by_draws(path: Path, span: slice, most: int) -> tuple[Summary, Summary]:
+        true = path.log_weights(_coordinates(path, z, span))
+        log_w = in_pieces(lambda num: path.log_weights(path.draw(num)), num_particles, most)
+        return Summary.of(log_w, num_particles), _completed(log_w[1:], true)
+
+    def evaluations(most: int) -> int:
+        if method == "iwae":
+            return num_particles + 1
+        pilot = pilot_evaluations(num_temperatures, num_steps, most)
+        return pilot + 2 * num_particles * (1 + (num_temperatures - 1) * num_steps)
+
+    found = blockwise(
+        by_chains if method == "ais" else by_draws,
+        model,
+        guide,
+        x,
+        start=start if method == "ais" else "guide",
+        num_chains=num_particles,
+        evaluations=evaluations,
+        seed=(seed, "sandwich", method),
+        max_bytes=max_bytes,
+        progress=progress,
+    )
+
+    def side(of: int, name: Side) -> LogEvidence:
+        return collected([both[of] for both in found], side=name, num_particles=num_particles, simulated=True)
+
+    return Sandwich(side(0, "lower"), side(1, "upper"))
+
+
+def _completed(log_w: Tensor, true: Tensor) -> Summary:
+    """The draws and the one that is known, which adds no error."""
+    drawn, both = LogMoments.of(log_w), Summary.of(torch.cat([log_w, true]), len(log_w) + 1)
+    return both._replace(stderr=drawn.stderr * (drawn.log_sum - torch.logaddexp(drawn.log_sum, true[0])).exp())
+
+
+def _values(name: str, value: Any, num: int) -> Tensor:
+    value = as_tensor(value, name=f"z_true[{name!r}]").detach()
+    if not value.ndim or len(value) != num:
+        raise ShapeError(
+            f"z_true[{name!r}]: found shape {tuple(value.shape)}, expected ({num}, ...), one per datapoint"
+        )
+    require_finite(value, name=f"z_true[{name!r}]")
+    return value
+
+
+def _coordinates(path: Path, z: dict[str, Tensor], span: slice) -> Tensor:
+    """``z_true`` of some rows as ``[1, batch, dim]``."""
+    expected = {name: tuple(value.shape[2:]) for name, value in path.density.values(path.density.draw(1)).items()}
+    given = {name: tuple(value.shape[1:]) for name, value in z.items()}
+    if expected != given:
+        raise PairError(f"z_true has sites and shapes {given}, expected those of the pair, {expected}")
+    u = path.density.coordinates({name: value[span][None] for name, value in z.items()})
+    require_finite(u, name="z_true in unconstrained coordinates")
+    return u
