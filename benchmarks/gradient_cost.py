@@ -1,4 +1,4 @@
-"""What a gradient estimator costs: seconds per step relative to ``total``, and how noisy what it buys is.
+r"""What a gradient estimator costs: seconds per step relative to ``total``, and how noisy what it buys is.
 
 The network is Burda's one-layer net on random binary images of MNIST's size, batch 100. All estimators of one number of
 particles are timed in turn, round after round, on one thread, and each round's time is divided by that of ``total`` in
@@ -6,19 +6,23 @@ the same round; the medians of these ratios are reported. Beside it, for the sam
 the variance of the encoder's gradient relative to that of ``total``; both together say what pays.
 """
 
+from __future__ import annotations
+
+__all__ = ["ESTIMATORS", "add_arguments", "run"]
+
 import argparse
-import json
-import platform
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import pyro
 import torch
 
 import pyro_vae as pv
 from pyro_vae.objectives import IWAE
+
+from .provenance import Clock, origin, write
 
 ESTIMATORS = {
     "total": IWAE,
@@ -30,7 +34,7 @@ ESTIMATORS = {
 }
 
 
-def gradient_of(loss: torch.nn.Module, x: torch.Tensor, parameters: list[torch.Tensor]) -> torch.Tensor:
+def gradient_of(loss: torch.nn.Module, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss(x), parameters)])
 
 
@@ -57,15 +61,16 @@ def noise(losses: dict, x: torch.Tensor, vae: pv.VAE, repeats: int) -> dict[str,
     return {name: value / variance["total"] for name, value in variance.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("gradient_cost.json"))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--particles", type=int, nargs="*", default=[5, 50, 200])
-    args = parser.parse_args()
 
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
+    provenance, clock = origin(argv, seed=0), Clock()
     torch.manual_seed(0)
     patterns = torch.rand(10, 1, 28, 28)
     data = torch.bernoulli(patterns[torch.randint(10, (2000,))] ** 2)
@@ -81,17 +86,5 @@ def main() -> None:
                 {"num_particles": num_particles, "gradient": name, "time": taken[name], "variance": spread[name]}
             )
             print(f"{num_particles:9}  {name:20}{taken[name]:14.2f}{spread[name]:18.3g}", flush=True)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__}
-    record = {
-        "rounds": args.rounds,
-        "repeats": args.repeats,
-        "threads": 1,
-        "seed": 0,
-        "versions": versions,
-        "rows": rows,
-    }
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    record = {"rounds": args.rounds, "repeats": args.repeats, "provenance": provenance | clock.read(), "rows": rows}
+    write(args.out, record)

@@ -1,0 +1,174 @@
+r"""Can log p(x) of a VAE with 50 latents on MNIST be trusted: both sides, chains against draws, what 0.1 nat costs.
+
+Takes a run of ``pyro-vae train mnist --preset burda``. Three questions, each saved as soon as it is answered:
+
+- sandwich: on images simulated from the model, is the lower bound below the upper one, and how wide is the gap?
+- chains: on the first test images, does annealed importance sampling from the encoder find a tighter lower bound than
+  100,000 importance samples, and in what time? And a Gaussian refined for each image?
+- budget: how many evaluations does a standard error of 0.1 nats take, if each image gets what it needs, and how many if
+  all get the same?
+"""
+
+from __future__ import annotations
+
+__all__ = ["add_arguments", "run"]
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.evidence import LogEvidence
+from pyro_vae.evidence.refinement import REFINEMENT_EVALUATIONS, refined
+from pyro_vae.inspection import untouched
+from pyro_vae.moments import LogMoments
+from pyro_vae.runs import load_run
+
+from .provenance import Clock, origin, write
+
+QUESTIONS = ("sandwich", "chains", "budget")
+_TARGET, _LADDER, _MOST = 0.1, 2**0.25, 8192
+
+
+def summary(found: LogEvidence, seconds: float) -> dict[str, Any]:
+    k = found.pareto_k
+    return {
+        "side": found.side,
+        "mean": found.mean,
+        "monte_carlo_error": found.monte_carlo_error,
+        "test_set_error": found.test_set_error,
+        "largest_stderr": found.stderr.max().item(),
+        "evaluations": found.num_evaluations.double().mean().item(),
+        "k_above_0.7": None if k.isnan().all() else (k > 0.7).double().mean().item(),
+        **{verdict: found.share(verdict) for verdict in ("ok", "doubtful", "unreliable")},
+        "seconds": seconds,
+    }
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    found = work()
+    return found, round(time.perf_counter() - start, 2)
+
+
+def sandwich(vae: pv.VAE, x: Tensor, num_temperatures: int) -> dict[str, Any]:
+    """On as many simulated images as there are rows of ``x``."""
+    x, z = pv.simulation.simulate(vae.model, x, seed=0)
+    found = {}
+    for name, options in (
+        ("BDMC", {"method": "ais", "num_temperatures": num_temperatures}),
+        ("IWAE, K = 1000", {"method": "iwae", "num_particles": 1000}),
+    ):
+        (lower, upper), seconds = timed(lambda o=options: pv.evidence.sandwich(vae.model, vae.guide, x, z, **o))
+        gap = upper.value - lower.value
+        found[name] = {
+            **options,
+            "images": len(x),
+            "lower": summary(lower, seconds),
+            "upper": summary(upper, seconds),
+            "gap": gap.mean().item(),
+            "gap_error": gap.std().item() / len(gap) ** 0.5,
+            "largest_gap": gap.max().item(),
+        }
+        print(f"{name:16}{lower.mean:10.3f} <= log p(x) <= {upper.mean:.3f}, gap {found[name]['gap']:.3f}", flush=True)
+    return found
+
+
+def chains(vae: pv.VAE, x: Tensor, num_temperatures: int) -> dict[str, Any]:
+    pair = vae.model, vae.guide
+    contenders = {
+        "IS, 100,000 draws": lambda: pv.evidence.importance(*pair, x, num_particles=100_000),
+        f"AIS, T = {num_temperatures}, 16 chains": lambda: pv.evidence.ais(*pair, x, num_temperatures=num_temperatures),
+        "SMC, T = 100, 16 x 16": lambda: pv.evidence.smc(*pair, x),
+        "IS, refined, to 0.05": lambda: pv.evidence.importance(*pair, x, proposal="refined", target_stderr=0.05),
+    }
+    found, first = {}, None
+    for name, work in contenders.items():
+        evidence, seconds = timed(work)
+        first = evidence if first is None else first
+        gain = evidence.value - first.value
+        error = torch.hypot(evidence.stderr, first.stderr).square().sum().sqrt().item() / len(x)
+        found[name] = {**summary(evidence, seconds), "above_IS": gain.mean().item(), "above_IS_error": error}
+        print(f"{name:28}{evidence.mean:10.3f} ± {evidence.monte_carlo_error:.3f}{seconds:10.1f} s", flush=True)
+    return found
+
+
+def budget(vae: pv.VAE, x: Tensor) -> dict[str, Any]:
+    adaptive, seconds = timed(
+        lambda: pv.evidence.importance(vae.model, vae.guide, x, proposal="refined", target_stderr=_TARGET)
+    )
+    met = (adaptive.stderr <= _TARGET).double().mean().item()
+    draws = adaptive.num_particles.double().mean().item()
+    shares = uniform_shares(vae, x)
+    smallest = next((k for k, share in shares.items() if share >= met), None)
+    few = x[:100]
+    guide, guide_seconds = timed(
+        lambda: pv.evidence.importance(vae.model, vae.guide, few, target_stderr=_TARGET, num_particles=100_000)
+    )
+    found = {
+        "target": _TARGET,
+        "images": len(x),
+        "adaptive": {**summary(adaptive, seconds), "met": met, "draws": draws},
+        "refinement_evaluations": REFINEMENT_EVALUATIONS,
+        "uniform_share_met": {str(k): share for k, share in shares.items()},
+        "smallest_uniform_draws": smallest,
+        "draws / uniform": None if smallest is None else draws / smallest,
+        "evaluations / uniform": None
+        if smallest is None
+        else (draws + REFINEMENT_EVALUATIONS) / (smallest + REFINEMENT_EVALUATIONS),
+        "from_the_guide": {
+            **summary(guide, guide_seconds),
+            "images": len(few),
+            "met": (guide.stderr <= _TARGET).double().mean().item(),
+        },
+    }
+    print(f"met by {met:.1%} with {draws:.0f} draws on average; the same number of draws for all: {smallest}")
+    print(f"from the guide, at most 100,000 draws: met by {found['from_the_guide']['met']:.1%}", flush=True)
+    return found
+
+
+def uniform_shares(vae: pv.VAE, x: Tensor) -> dict[int, float]:
+    """From a number of refined draws, the same for all images, to the share whose standard error meets the target."""
+    counts = sorted({round(64 * _LADDER**step) for step in range(29)})
+    met = dict.fromkeys(counts, 0.0)
+    with untouched(vae.model, vae.guide, seed=(1, "uniform")):
+        for rows in torch.arange(len(x)).split(100):
+            drawer = refined(vae.model, vae.guide, x, rows, max_bytes=2**26, tell=lambda _: None)
+            log_w = torch.cat([part for _, part in drawer(rows, _MOST)])
+            for k in counts:
+                met[k] += (LogMoments.of(log_w[:k]).stderr <= _TARGET).sum().item()
+    return {k: number / len(x) for k, number in met.items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("--data-dir", type=Path, required=True, help="torchvision's data folder")
+    parser.add_argument("--out", type=Path, default=Path("fifty_latents.json"))
+    parser.add_argument("--images", type=int, default=100, help="of the sandwich and of the chains")
+    parser.add_argument("--budget-images", type=int, default=1000)
+    parser.add_argument("--temperatures", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=list(QUESTIONS), choices=QUESTIONS, metavar="QUESTION")
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    torch.set_num_threads(args.threads)
+    provenance, clock = origin(argv, seed=0), Clock()
+    config, vae = load_run(args.run)
+    source = pv.data.load("mnist", data_dir=str(args.data_dir))
+    x = pv.data.Pixels(source.x_test, "static", max_value=source.max_value, seed=config.binarise_seed)
+    x = x[: max(args.images, args.budget_images)]
+    answers: dict[str, Callable[[], dict[str, Any]]] = {
+        "sandwich": lambda: sandwich(vae, x[: args.images], args.temperatures),
+        "chains": lambda: chains(vae, x[: args.images], args.temperatures),
+        "budget": lambda: budget(vae, x[: args.budget_images]),
+    }
+    record: dict[str, Any] = {"trained_by": config.to_dict()}
+    for question in args.only:
+        record[question] = answers[question]()
+        write(args.out, {**record, "provenance": provenance | clock.read()})
