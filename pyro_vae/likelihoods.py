@@ -99,18 +99,26 @@ class _Pixels(dist.Independent):
         if not self.event_dim or (torch.is_grad_enabled() and (logits.requires_grad or value.requires_grad)):
             return super().log_prob(value)
         logits, value = (part.flatten(-self.event_dim) for part in (logits, value))
-        size = logits.abs()
-        total = _products(logits, value - 0.5) - 0.5 * size.sum(-1)
-        factors = size.sigmoid_()  # 1 / (1 + exp(-size))
-        for _ in range(_DOUBLINGS):
-            pairs = factors.shape[-1] // 2
-            factors, odd = factors[..., : 2 * pairs], factors[..., 2 * pairs :]
-            total = total + odd.log().sum(-1)
-            factors = factors[..., :pairs] * factors[..., pairs:]
-        return total + factors.log_().sum(-1)
+        if logits.ndim != 3 or value.ndim != 2 or not logits.numel():
+            return _log_prob(logits, value)
+        particles = max(1, _SLAB // logits[0].numel())
+        return torch.cat([_log_prob(part, value) for part in logits.split(particles)])
 
 
+_SLAB = 2**18  # numbers at a time, with temporaries that stay in the processor's cache
 _DOUBLINGS = 5  # 32 factors
+
+
+def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
+    size = logits.abs()
+    total = _products(logits, value - 0.5) - 0.5 * size.sum(-1)
+    factors = size.sigmoid_()  # 1 / (1 + exp(-size))
+    for _ in range(_DOUBLINGS):
+        pairs = factors.shape[-1] // 2
+        if factors.shape[-1] % 2:
+            total = total + factors[..., -1].log()
+        factors = factors[..., :pairs] * factors[..., pairs : 2 * pairs]
+    return total + factors.log_().sum(-1)
 
 
 def _products(params: Tensor, data: Tensor) -> Tensor:

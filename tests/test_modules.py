@@ -6,11 +6,13 @@ import math
 import subprocess
 import sys
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
 import pyro_vae as pv
+from pyro_vae import likelihoods
 from pyro_vae.errors import ConfigError, DataError, ShapeError
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.posteriors import DiagonalNormal
@@ -499,3 +501,32 @@ def test_a_network_of_the_wrong_width_is_named(part):
         vae.reconstruct(binary(7, 2, 3))
     assert all(word in str(caught.value) for word in (part, expected, "(7, 5)"))
     assert "\n" not in str(caught.value)
+
+
+SHAPES = {
+    "particles of datapoints": ((50, 3), (3,)),
+    "data for every particle": ((50, 3), (50, 3)),
+    "one datapoint": ((50, 1), (1,)),
+    "datapoints alone": ((3,), (3,)),
+    "nothing leading": ((), ()),
+    "data that broadcast": ((50, 1), (3,)),
+}
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("data_shape", [(1,), (7, 7), (2, 32), (1, 28, 29)])
+def test_a_bernoulli_is_the_same_whether_or_not_a_gradient_is_asked_for(monkeypatch, shapes, data_shape):
+    monkeypatch.setattr(likelihoods, "_SLAB", 5 * math.prod(data_shape))
+    lead, data_lead = SHAPES[shapes]
+    logits = 10 * torch.randn(*lead, *data_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.bernoulli(torch.full((*data_lead, *data_shape), 0.3, dtype=torch.float64))
+    plain = dist.Bernoulli(logits=logits).to_event(len(data_shape)).log_prob(x)
+    pixels = Bernoulli(data_shape)(logits)
+    torch.testing.assert_close(pixels.log_prob(x), plain, rtol=1e-12, atol=1e-12)
+    asked = Bernoulli(data_shape)(logits.requires_grad_()).log_prob(x)
+    torch.testing.assert_close(asked.detach(), plain, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bernoulli_without_a_gradient_has_no_overflow():
+    logits = torch.tensor([[200.0] * 40, [-200.0] * 40])
+    torch.testing.assert_close(Bernoulli((40,))(logits).log_prob(torch.ones(40)), torch.tensor([0.0, -8000.0]))
