@@ -14,6 +14,7 @@ from pyro_vae import weights
 from pyro_vae.arrays import as_batch
 from pyro_vae.comparison import Estimator
 from pyro_vae.evidence import LogEvidence, ais, elbo, importance, jackknife, psis, smc
+from pyro_vae.evidence.refinement import REFINEMENT_EVALUATIONS
 from pyro_vae.evidence.tuning import pilot_evaluations
 from pyro_vae.inspection import progress_bar, untouched
 from pyro_vae.modules import suited
@@ -91,6 +92,12 @@ def _drawn(estimator: Callable[..., LogEvidence], least: int = 2, **options: Any
     return make
 
 
+def _refined(budget: int) -> Run | None:
+    """With what is left of the budget when a Gaussian has been optimised for each image, and at least 100 draws."""
+    left = budget - REFINEMENT_EVALUATIONS
+    return Run(partial(importance, num_particles=left, proposal="refined"), None) if left >= 100 else None
+
+
 def _annealed(estimator: Callable[..., LogEvidence], chains: int, **options: Any) -> Callable[[int], Run | None]:
     """With as many temperatures as the budget allows, pilots included, and at least 2."""
 
@@ -111,6 +118,7 @@ ROSTER = (
     Entry("Renyi 0.5", "a bound", _drawn(powered, alpha=0.5)),
     Entry("CUBO 2", "a bound", _drawn(powered, alpha=-1.0)),
     Entry("IS", "log p(x)", _drawn(importance)),
+    Entry("IS, refined", "log p(x)", _refined),
     Entry("JVI-1", "log p(x)", _drawn(jackknife, order=1)),
     Entry("JVI-2", "log p(x)", _drawn(jackknife, least=3, order=2)),
     Entry("PSIS", "log p(x)", _drawn(psis)),

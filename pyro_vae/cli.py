@@ -214,6 +214,8 @@ def _report(run: Run, as_json: bool) -> int:
         )
         return INTERRUPTED
     where = {"run": str(run.folder), "pictures": [str(path) for path in run.pictures]}
+    if not as_json and run.evaluation.log_evidence.share("ok") < 1:
+        where = {"log p(x) to rely on": f"pyro-vae evaluate {run.folder}", **where}
     _print_evaluation(run.evaluation, run.protocol, where, as_json)
     return 0
 

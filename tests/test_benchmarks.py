@@ -18,6 +18,7 @@ from benchmarks.provenance import origin
 
 RESULTS = Path(bounds.__file__).parent / "results"
 SMALL = ["bounds", "--threads", "1", "--images", "4", "--steps", "20", "--budgets", "2", "50", "900"]
+AT_900 = {entry.name for entry in ROSTER if entry.make(900)}
 
 
 def small(folder):
@@ -51,14 +52,14 @@ def test_the_record_has_everything_a_reader_needs(finished):
     for network in record["networks"]:
         assert network["unsettled"] == 0
         assert network["seconds"] > 0
-        assert {price["estimator"] for price in network["prices"]} == {entry.name for entry in ROSTER}
+        assert {price["estimator"] for price in network["prices"]} == AT_900
         assert network["a_a"]["num_particles"] == 1000
 
 
 def test_every_cell_stands_beside_the_truth(finished):
     for network in json.loads(finished.read_text())["networks"]:
         cells = network["cells"]
-        assert {cell["estimator"] for cell in cells if cell["budget"] == 900} == {entry.name for entry in ROSTER}
+        assert {cell["estimator"] for cell in cells if cell["budget"] == 900} == AT_900
         for cell in cells:
             assert cell["evaluations"] <= cell["budget"]
             assert (cell["num_temperatures"] is not None) == (cell["estimator"] in ("AIS", "SMC"))

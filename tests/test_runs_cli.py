@@ -171,6 +171,9 @@ def test_four_latents_leave_three_pictures_in_the_default_folder(four_latents):
     assert names(place / "runs" / "digits-1") == RESULTS | PICTURES
 
 
+TO_RELY_ON = "log p(x) to rely on: pyro-vae evaluate runs/digits-1"
+
+
 def test_in_words_stdout_is_a_table_with_what_it_refers_to(four_latents):
     lines = four_latents[1].out.splitlines()
     assert lines[0].startswith("digits test set: 360 images")
@@ -178,6 +181,7 @@ def test_in_words_stdout_is_a_table_with_what_it_refers_to(four_latents):
     assert [line.split("  ")[0] for line in lines[4:7]] == ["ELBO", "IWAE", "log p(x)"]
     assert any(re.fullmatch(r"active units of z: \d of 4, KL \d+\.\d\d nats.*", line) for line in lines)
     assert "run: runs/digits-1" in lines
+    assert any(line.startswith("log p(x) is ") for line in lines) == (lines.count(TO_RELY_ON) == 1)
     pictures = next(line for line in lines if line.startswith("pictures: ")).split()[1:]
     assert {Path(path).name for path in pictures} == PICTURES
 
