@@ -2,11 +2,11 @@ r"""Sums of p(x, z) over the nodes of a lattice of latent values, which are deco
 
 from __future__ import annotations
 
-__all__ = ["Direct", "Shared", "at_nodes"]
+__all__ = ["Direct", "Nodes", "Shared", "at_nodes"]
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .density import Density
 from .errors import PairError
-from .lattices import Lattice
 from .modules import largest_output
 from .moments import LogMoments
 from .pairwise import pairwise_log_prob
@@ -24,6 +23,16 @@ from .traces import site_log_prob
 Count = Callable[[int], Any]
 
 _COPIES = 16  # of the largest activation while a node is decoded, some of them in double precision
+
+
+@runtime_checkable
+class Nodes(Protocol):
+    """Numbered latent values."""
+
+    @property
+    def num_nodes(self) -> int: ...
+
+    def nodes(self, start: int, stop: int) -> Float[Tensor, "nodes latent"]: ...
 
 
 class Shared:
@@ -40,15 +49,19 @@ class Shared:
         self._num, self.dtype = sum(len(density.x) for density in densities), densities[0].draw(1).dtype
         self._fit = max(1, max_bytes // (_COPIES * _bytes(densities[0])))
 
-    def log_sums(self, lattice: Lattice, rows: Int[Tensor, " rows"]) -> LogMoments:
-        r""":math:`\log \sum_n p(x_b, z_n)` over the lattice, and that of the squares, for these rows."""
+    def log_sums(self, lattice: Nodes, rows: Int[Tensor, " rows"], *, prior: bool = True) -> LogMoments:
+        r""":math:`\log \sum_n p(x_b, z_n)` over the lattice, and that of the squares, for these rows.
+
+        Without ``prior`` it is :math:`\log \sum_n p(x_b \mid z_n)`.
+        """
         num = min(self._fit, lattice.num_nodes)
         parts = rows.split(max(1, self._max_bytes // (8 * 8 * num)))
         sums: list[LogMoments | None] = [None] * len(parts)
         for start in range(0, lattice.num_nodes, num):
             log_prior, fns = self._decoded(lattice.nodes(start, start + num).to(self.dtype))
             for place, part in enumerate(parts):
-                block = LogMoments.of(log_prior[:, None] + self._log_likelihood(fns, part))
+                log_likelihood = self._log_likelihood(fns, part)
+                block = LogMoments.of(log_likelihood + log_prior[:, None] if prior else log_likelihood)
                 sums[place] = _merged(sums[place], block)
                 self._count(len(log_prior) * len(part))
         return _joined(sums)
@@ -81,7 +94,7 @@ class Direct:
         self._densities, self._count, self.dtype = densities, count, densities[0].draw(1).dtype
         self._fit = max(1, max_bytes // (_COPIES * _bytes(densities[0])))
 
-    def log_sums(self, lattice: Lattice, rows: Int[Tensor, " rows"]) -> LogMoments:
+    def log_sums(self, lattice: Nodes, rows: Int[Tensor, " rows"]) -> LogMoments:
         """As of :class:`Shared`."""
         found, first = [], 0
         for density in self._densities:
@@ -93,7 +106,7 @@ class Direct:
                 found.append(LogMoments(sums.log_sum[here], sums.log_sum_squares[here], sums.num_particles))
         return _joined(found)
 
-    def _blocks(self, density: Density, lattice: Lattice) -> Any:
+    def _blocks(self, density: Density, lattice: Nodes) -> Any:
         num = max(1, self._fit // len(density.x))
         for start in range(0, lattice.num_nodes, num):
             u = lattice.nodes(start, start + num).to(self.dtype)[:, None]

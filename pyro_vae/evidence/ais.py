@@ -13,6 +13,7 @@ from ..traces import Program
 from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
 from .base import LogEvidence
 from .blocks import Summary, blockwise, collected, in_pieces
+from .second_opinion import second_opinion
 from .tuning import pilot_evaluations, tune
 
 
@@ -103,4 +104,5 @@ def ais(
         max_bytes=max_bytes,
         progress=progress,
     )
-    return collected(found, side="lower", num_particles=num_particles)
+    whole = collected(found, side="lower", num_particles=num_particles)
+    return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)

@@ -22,6 +22,7 @@ from ..reliability import judge
 from ..traces import Program
 from .base import LogEvidence
 from .drawing import Budget, Pool, Source, drawn, require_proposal
+from .second_opinion import second_opinion
 
 _SMALLEST_TAIL = 256  # largest weights kept, however few draws there are: the jackknife wants them
 _MOST = 5000  # draws per datapoint
@@ -66,7 +67,8 @@ def from_weights(
         source = Source(model, guide, x, proposal, apart, capacity, max_bytes, bar)
         parts = [part for pool in drawn(source, Budget(most, target_stderr)) for part in _parts(pool, estimate, side)]
     rows, found = zip(*parts, strict=True)
-    return LogEvidence.joined(found, torch.cat(rows).argsort())
+    whole = LogEvidence.joined(found, torch.cat(rows).argsort())
+    return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)
 
 
 def _parts(pool: Pool, estimate: Estimator, side: Literal["lower", "point"]) -> Iterator[tuple[Tensor, LogEvidence]]:

@@ -20,6 +20,7 @@ from ..weights import ess, log_mean_exp
 from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
 from .base import LogEvidence
 from .blocks import Summary, blockwise, collected, in_pieces
+from .second_opinion import second_opinion
 from .tuning import pilot_evaluations, tune
 
 
@@ -105,7 +106,8 @@ def smc(
         max_bytes=max_bytes,
         progress=progress,
     )
-    return collected(found, side="lower", num_particles=num_particles * num_populations)
+    whole = collected(found, side="lower", num_particles=num_particles * num_populations)
+    return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)
 
 
 def resampled(
