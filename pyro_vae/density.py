@@ -20,6 +20,7 @@ from .traces import (
     guide_sites,
     latent_sites,
     replay,
+    require_densities,
     require_rows,
     require_same_sites,
     same_rows,
@@ -62,7 +63,7 @@ class Density:
         x: Data ``[batch, ...]`` as the pair takes them; all rows are in memory at once.
 
     Errors:
-        PairError: for discrete latents, point masses, or what :func:`~pyro_vae.draw_particles` refuses.
+        PairError: for discrete latents, or what :func:`~pyro_vae.draw_particles` refuses.
 
     Example:
         >>> from pyro_vae.problems import linear_gaussian
@@ -92,6 +93,11 @@ class Density:
     def sizes(self) -> dict[str, int]:
         """How many of the coordinates each latent site has, in their order."""
         return {name: shape.numel() for name, shape in self._shapes.items()}
+
+    def require_guide(self) -> Density:
+        """Itself, or :class:`~pyro_vae.errors.PairError` for a guide of point masses, which has no density."""
+        require_densities(guide_sites(self._drawn))
+        return self
 
     def draw(self, num: int) -> Float[Tensor, "particles batch latent"]:
         """Draws from the guide."""

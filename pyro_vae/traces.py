@@ -8,6 +8,7 @@ __all__ = [
     "guide_sites",
     "latent_sites",
     "replay",
+    "require_densities",
     "require_rows",
     "require_same_sites",
     "rows",
@@ -164,6 +165,23 @@ def require_rows(latent: dict[str, Any], num: int) -> None:
             f"the guide drew {drawn} latent values for {num} datapoints: evaluation needs one for each, so call a pair "
             "whose data plate does not subsample"
         )
+
+
+def require_densities(latent: dict[str, Any]) -> None:
+    """Raise :class:`~pyro_vae.errors.PairError` for point masses that no auxiliary sites stand behind."""
+    masses = {name: site["value"].numel() for name, site in latent.items() if _is_point_mass(site["fn"])}
+    auxiliary = sum(site["value"].numel() for site in latent.values() if site["infer"].get("is_auxiliary"))
+    if sum(masses.values()) > auxiliary:
+        raise PairError(
+            f"sites {sorted(masses)} of the guide are point masses (Delta), expected densities: log p(x, z) at a point "
+            "is no bound on log p(x); give the guide a distribution around the point"
+        )
+
+
+def _is_point_mass(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def common_scale(sites: list[Any]) -> Any:

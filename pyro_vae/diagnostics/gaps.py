@@ -138,7 +138,7 @@ def inference_gaps(
         plan = Plan(num_steps, num_particles, learning_rate, step_particles, most)
         with progress_bar(len(blocks) * num_steps, progress, "step") as bar:
             for rows in blocks:
-                density = Density(model, guide, x[rows])
+                density = Density(model, guide, x[rows]).require_guide()
                 start = start_of(density, most)
                 member = FAMILIES[family](start.loc, start.scale_tril)
                 best = best_member(density, member, plan, bar.update)

@@ -114,6 +114,7 @@ def sandwich(
         )
 
     def by_draws(path: Path, span: slice, most: int) -> tuple[Summary, Summary]:
+        path.density.require_guide()
         true = path.log_weights(_coordinates(path, z, span))
         log_w = in_pieces(lambda num: path.log_weights(path.draw(num)), num_particles, most)
         return Summary.of(log_w, num_particles), _completed(log_w[1:], true)
