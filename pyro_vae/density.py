@@ -65,7 +65,8 @@ class Density:
         x: Data ``[batch, ...]`` as the pair takes them; all rows are in memory at once.
 
     Errors:
-        PairError: for discrete latents, a guide on other values than the model's, or what :func:`~pyro_vae.draw_particles` refuses.
+        PairError: for discrete latents, a guide on other values than the model's, or what
+            :func:`~pyro_vae.draw_particles` refuses.
 
     Example:
         >>> from pyro_vae.problems import linear_gaussian

@@ -308,7 +308,12 @@ def test_the_pilot_does_not_draw_what_the_estimate_draws(monkeypatch):
     """An estimator that is chosen because its draws look well is not to be judged by the same draws."""
     problem, x = three_dimensional()
     found = []
-    monkeypatch.setattr(choice, "importance", lambda *args, **options: found.append(importance(*args, **options)) or found[-1])
+
+    def spy(*args, **options):
+        found.append(importance(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(choice, "importance", spy)
     recommend(problem.model, problem.guide(inflate=0.7), x, seed=3)
     again = importance(problem.model, problem.guide(inflate=0.7), x, num_particles=2000, seed=3)
     assert found

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch, as_tensor
+from ..arrays import as_batch, as_tensor, require_finite
 from ..density import Density
 from ..errors import ConfigError, DataError, require_count, require_number
 from ..inspection import progress_bar, untouched
@@ -172,6 +172,7 @@ def _evidence(log_evidence: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"log_evidence: found shape {tuple(value.shape)}, expected one number per datapoint, ({len(x)},)"
         )
+    require_finite(value, name="log_evidence")
     return value, stderr
 
 
