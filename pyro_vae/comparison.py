@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arrays import as_batch, as_tensor
+from .arrays import as_batch, as_tensor, require_finite
 from .errors import ConfigError, require_count
 from .evidence import LogEvidence
 from .traces import Program
@@ -138,11 +138,13 @@ def compare(
     """
     x = as_batch(x)
     repeats = require_count("repeats", repeats)
-    if not estimators:
+    if not estimators or not isinstance(estimators, Mapping) or not all(map(callable, estimators.values())):
         raise ConfigError("no estimators to compare: give a dictionary of names and functions")
     truth = as_tensor([math.nan] * len(x) if exact is None else exact, name="exact").detach().double().cpu()
     if truth.shape != (len(x),):
         raise ConfigError(f"exact: expected one value for each of {len(x)} datapoints, got {tuple(truth.shape)}")
+    if exact is not None:
+        require_finite(truth, name="exact")
     rows, evidence = [], {}
     for name, estimator in estimators.items():
         start = time.perf_counter()

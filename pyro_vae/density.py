@@ -17,9 +17,12 @@ from .probing import rows_apart, vectorizes
 from .sites import particle_plate, redraw, total, with_values
 from .traces import (
     Program,
+    common_scale,
     guide_sites,
+    is_point_mass,
     latent_sites,
     replay,
+    require_densities,
     require_rows,
     require_same_sites,
     same_rows,
@@ -62,7 +65,8 @@ class Density:
         x: Data ``[batch, ...]`` as the pair takes them; all rows are in memory at once.
 
     Errors:
-        PairError: for discrete latents, point masses, or what :func:`~pyro_vae.draw_particles` refuses.
+        PairError: for discrete latents, a guide on other values than the model's, or what
+            :func:`~pyro_vae.draw_particles` refuses.
 
     Example:
         >>> from pyro_vae.problems import linear_gaussian
@@ -78,12 +82,14 @@ class Density:
             self._drawn = trace(guide, (x,), {})
             latent = guide_sites(self._drawn)
             require_rows(latent, len(x))
-            self._prior = latent_sites(replay(model, self._drawn, (x,), {}))
+            sites = sample_sites(replay(model, self._drawn, (x,), {}))
+            self._prior = {name: site for name, site in sites.items() if not site["is_observed"]}
             require_same_sites(latent, self._prior, False)
+            common_scale([*latent.values(), *sites.values()])
         self._takes = vectorizes(model, guide, (x,), {}, drawn=self._drawn)
         several = x if len(x) > 1 else x.expand(2, *x.shape[1:])  # one row says nothing about rows
         self._apart = not all(self._takes) and rows_apart(model, guide, several)
-        self._transforms = {name: _transform(name, site) for name, site in latent.items()}
+        self._transforms = {name: _transform(name, site, self._prior.get(name)) for name, site in latent.items()}
         values = {name: self._transforms[name].inv(site["value"]) for name, site in latent.items()}
         self._shapes = {name: value.shape[1:] for name, value in values.items()}
         self.dim = sum(shape.numel() for shape in self._shapes.values())
@@ -92,6 +98,11 @@ class Density:
     def sizes(self) -> dict[str, int]:
         """How many of the coordinates each latent site has, in their order."""
         return {name: shape.numel() for name, shape in self._shapes.items()}
+
+    def require_guide(self) -> Density:
+        """Itself, or :class:`~pyro_vae.errors.PairError` for a guide of point masses, which has no density."""
+        require_densities(guide_sites(self._drawn))
+        return self
 
     def draw(self, num: int) -> Float[Tensor, "particles batch latent"]:
         """Draws from the guide."""
@@ -206,7 +217,8 @@ def _as_trace(sites: dict[str, Any]) -> poutine.Trace:
     return found
 
 
-def _transform(name: str, site: Any) -> Any:
+def _transform(name: str, site: Any, prior: Any) -> Any:
+    """From unconstrained coordinates to where the model has the site, which is what p(x) is an integral over."""
     if site["infer"].get("is_auxiliary"):
         raise PairError(
             f"site {name!r} of the guide is auxiliary, expected the model's own latents: chains, grids and mixtures "
@@ -217,4 +229,21 @@ def _transform(name: str, site: Any) -> Any:
             f"site {name!r} has no reparameterised distribution ({type(site['fn']).__name__}), expected continuous "
             "latents: chains, grids and mixtures move through them; use evidence.importance, with proposal='guide'"
         )
-    return biject_to(site["fn"].support)
+    support, needed = site["fn"].support, prior["fn"].support
+    if not is_point_mass(site["fn"]) and not _alike(biject_to(support), biject_to(needed), site["value"]):
+        raise PairError(
+            f"site {name!r}: the guide's values are in {_line(support)}, the model's in {_line(needed)}, expected the "
+            "same: chains, grids and mixtures would miss some of p(x); give the guide a distribution on all of it"
+        )
+    return biject_to(needed)
+
+
+def _alike(one: Any, other: Any, value: Tensor) -> bool:
+    """Whether two maps from unconstrained coordinates are the same, as far as one value tells."""
+    u = one.inv(value)
+    found, expected = one(u), other(u)
+    return found.shape == expected.shape and torch.allclose(found, expected, 1e-4, 1e-6, equal_nan=True)
+
+
+def _line(constraint: Any) -> str:
+    return " ".join(repr(constraint).split())

@@ -83,13 +83,25 @@ def require_count(name: str, value: Any, *, least: int = 1, why: str = "") -> in
         ...
         pyro_vae.errors.ConfigError: num_particles=0: expected at least 1
     """
-    try:
-        count = operator.index(value)  # also NumPy's integers, never a float
-    except TypeError:
-        raise ConfigError(f"{name}={value!r}: expected a whole number") from None
+    count = require_whole(name, value)
     if count < least:
         raise ConfigError(f"{name}={count}: expected at least {least}{why}")
     return count
+
+
+def require_whole(name: str, value: Any) -> int:
+    """``value`` as an int, or :class:`ConfigError`; NumPy's integers are whole numbers, a float never is.
+
+    Example:
+        >>> require_whole("seed", 1.0)
+        Traceback (most recent call last):
+        ...
+        pyro_vae.errors.ConfigError: seed=1.0: expected a whole number
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}={value!r}: expected a whole number") from None
 
 
 def require_number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf) -> float:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
+from .errors import PairError, require_count
 from .evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
+from .traces import Program
 from .vae import VAE
 
 
@@ -141,7 +143,9 @@ def evaluate(
         1
     """
     x = as_tensor(x)
-    model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
+    model, guide = _programs(pair)
+    for name, value in (("iwae_particles", iwae_particles), ("elbo_particles", elbo_particles)):
+        require_count(name, value, least=2, why=", since one draw has no error bar")
     chosen = recommend(model, guide, x, seed=seed) if estimator == "auto" else estimator
     log_evidence = estimate(  # first, since it is the one whose options may be wrong
         model,
@@ -164,6 +168,14 @@ def evaluate(
         estimator=chosen if isinstance(chosen, str) else chosen.estimator,
         clamped_scales=pair.clamped_scales(x) if isinstance(pair, VAE) else {},
     )
+
+
+def _programs(pair: Any) -> tuple[Program, Program]:
+    """The model and the guide."""
+    found: Any = pair if isinstance(pair, (tuple, list)) else [getattr(pair, it, None) for it in ("model", "guide")]
+    if len(found) != 2 or not all(map(callable, found)):
+        raise PairError(f"pair: expected (model, guide), or an object with both, found {type(pair).__name__}")
+    return found[0], found[1]
 
 
 def _plain(value: Any) -> Any:

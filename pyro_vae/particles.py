@@ -10,17 +10,15 @@ __all__ = ["Particles", "draw_particles", "particle_chunks", "room"]
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import PairError
 from .modules import evaluating, largest_output, unregistered
 from .probing import rows_apart, vectorizes
 from .randomness import forked
 from .sites import Vectorized, draw_sites, redraw, total, weigh
-from .traces import Program, guide_sites, replay, require_rows, trace
+from .traces import Program, guide_sites, replay, require_densities, require_rows, trace
 
 _MAX_ROWS = 256
 
@@ -88,7 +86,7 @@ def particle_chunks(
         guide_trace = trace(guide, (batch,), {})
         latent = guide_sites(guide_trace)
         require_rows(latent, len(batch))
-        _require_densities(latent)
+        require_densities(latent)
         if apart and len(latent) > 1 and rows > (fewer := max(1, fits // num_particles)):
             rows = fewer  # all particles at once for fewer datapoints, so that the encoder is not run again and again
             continue
@@ -122,20 +120,3 @@ def _bytes_per_row(model: Program, guide: Program, x: Tensor) -> int:
         replay(model, guide_trace, (x,), {})
     values = [x, *(site["value"] for site in guide_sites(guide_trace).values())]
     return copies * max(largest(), *(value.nbytes for value in values))
-
-
-def _require_densities(latent: dict[str, Any]) -> None:
-    """Raise :class:`~pyro_vae.errors.PairError` for point masses that no auxiliary sites stand behind."""
-    masses = {name: site["value"].numel() for name, site in latent.items() if _is_point_mass(site["fn"])}
-    auxiliary = sum(site["value"].numel() for site in latent.values() if site["infer"].get("is_auxiliary"))
-    if sum(masses.values()) > auxiliary:
-        raise PairError(
-            f"sites {sorted(masses)} of the guide are point masses (Delta), expected densities: log p(x, z) at a point "
-            "is no bound on log p(x); give the guide a distribution around the point"
-        )
-
-
-def _is_point_mass(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)

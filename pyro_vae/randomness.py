@@ -5,12 +5,13 @@ from __future__ import annotations
 __all__ = ["forked", "seeded"]
 
 import hashlib
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import SupportsIndex
 
 import torch
+
+from .errors import require_whole
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
         >>> bool(first == again), torch.equal(before, torch.get_rng_state())
         (True, True)
     """
-    parts = tuple(part if isinstance(part, str) else operator.index(part) for part in seed)  # also NumPy's integers
+    parts = tuple(part if isinstance(part, str) else require_whole("seed", part) for part in seed)
     digest = hashlib.sha256(repr(parts).encode()).digest()
     with forked():
         torch.random.manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # undone on exit by fork_rng

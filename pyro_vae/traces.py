@@ -6,8 +6,11 @@ __all__ = [
     "PARTICLES",
     "common_scale",
     "guide_sites",
+    "is_point_mass",
     "latent_sites",
     "replay",
+    "require_densities",
+    "require_one_size",
     "require_rows",
     "require_same_sites",
     "rows",
@@ -166,9 +169,25 @@ def require_rows(latent: dict[str, Any], num: int) -> None:
         )
 
 
-def common_scale(sites: list[Any]) -> Any:
-    """The one scale that all sites of a pair carry, a number or one per datapoint of their one data plate."""
-    first = sites[0]["scale"]
+def require_densities(latent: dict[str, Any]) -> None:
+    """Raise :class:`~pyro_vae.errors.PairError` for point masses that no auxiliary sites stand behind."""
+    masses = {name: site["value"].numel() for name, site in latent.items() if is_point_mass(site["fn"])}
+    auxiliary = sum(site["value"].numel() for site in latent.values() if site["infer"].get("is_auxiliary"))
+    if sum(masses.values()) > auxiliary:
+        raise PairError(
+            f"sites {sorted(masses)} of the guide are point masses (Delta), expected densities: log p(x, z) at a point "
+            "is no bound on log p(x); give the guide a distribution around the point"
+        )
+
+
+def is_point_mass(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def require_one_size(sites: list[Any]) -> int:
+    """The size of all data plates, or :class:`~pyro_vae.errors.PairError` if they differ."""
     (_, size), *others = ((frame.name, frame.size) for site in sites for frame in _data_frames(site))
     for name, other in others:
         if other != size:
@@ -176,6 +195,12 @@ def common_scale(sites: list[Any]) -> Any:
                 f"the data plates are of {size} and, {name!r}, of {other} datapoints, expected one size: a latent "
                 "variable that datapoints share is not local to one, so its bound is none per datapoint"
             )
+    return size
+
+
+def common_scale(sites: list[Any]) -> Any:
+    """The one scale that all sites of a pair carry, a number or one per datapoint of their one data plate."""
+    first, size = sites[0]["scale"], require_one_size(sites)
     if isinstance(first, Tensor) and first.numel() > 1 and first.shape != (size,):
         raise PairError(
             f"found a scale of shape {tuple(first.shape)}, expected a number or ({size},), one per datapoint"

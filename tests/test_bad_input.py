@@ -1,6 +1,8 @@
 """What a wrong input gets: one line with what was found, what was expected and how to mend it; nothing is changed."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pyro
@@ -10,7 +12,16 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import DataError, DeviceError, NonFiniteLossError, PyroVaeError, ShapeError, StaleParamStoreError
+from pyro_vae.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    NonFiniteLossError,
+    PairError,
+    PyroVaeError,
+    ShapeError,
+    StaleParamStoreError,
+)
 
 
 def small_vae(data_shape=(4,), **options):
@@ -399,3 +410,91 @@ def test_a_run_that_failed_can_be_gone_on_with():
     refused(NonFiniteLossError, lambda: fit(vae, x))
     x[3, 0] = 1.0
     assert math.isfinite(fit(vae, x).epochs[0].train_bound)
+
+
+def gaussian():
+    problem = pv.problems.linear_gaussian(W=torch.randn(4, 3), scale=0.5)
+    return problem.model, problem.guide(), problem.sample(3, seed=0)
+
+
+ESTIMATES = {
+    "importance": pv.evidence.importance,
+    "elbo": pv.evidence.elbo,
+    "psis": pv.evidence.psis,
+    "jackknife": pv.evidence.jackknife,
+    "ais": pv.evidence.ais,
+    "smc": pv.evidence.smc,
+    "sandwich": lambda *pair, **options: pv.evidence.sandwich(*pair, {"z": torch.zeros(3, 3)}, **options),
+    "gaps": lambda *pair, **options: pv.diagnostics.inference_gaps(*pair, log_evidence=torch.zeros(3), **options),
+    "calibration": pv.diagnostics.calibration,
+    "aggregate": pv.diagnostics.aggregate_posterior,
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_no_memory_is_refused(name):
+    refused(ConfigError, lambda: ESTIMATES[name](*gaussian(), max_bytes=0), "max_bytes=0", "at least 1")
+
+
+UNTYPED = """
+import torch, pyro_vae as pv
+problem = pv.problems.linear_gaussian(W=torch.randn(4, 3), scale=0.5)
+model, guide, x = problem.model, problem.guide(), problem.sample(3, seed=0)
+for options in ({"seed": 1.5}, {"seed": None}, {"max_bytes": 1e8}, {"max_bytes": None}):
+    for call in (pv.evidence.importance, pv.evidence.elbo, pv.evidence.ais, pv.evidence.smc, pv.diagnostics.calibration,
+                 pv.diagnostics.aggregate_posterior):
+        try:
+            call(model, guide, x, **options)
+        except pv.errors.ConfigError as error:
+            assert str(error).endswith("expected a whole number"), error
+        else:
+            raise AssertionError((call, options))
+for call in (
+    lambda: pv.evidence.sandwich(model, guide, x, torch.zeros(3, 3)),
+    lambda: pv.compare([pv.evidence.importance], model, guide, x),
+):
+    try:
+        call()
+    except pv.errors.ConfigError as error:
+        assert "dictionary" in str(error), error
+    else:
+        raise AssertionError
+"""
+
+
+def test_values_of_another_type_are_refused_where_no_type_checker_looks():
+    """The tests' own import hook would be in the way."""
+    subprocess.run([sys.executable, "-c", UNTYPED], check=True)
+
+
+MISTAKES = {
+    "no estimators": (ConfigError, lambda model, guide, x: pv.compare({}, model, guide, x), ("functions",)),
+    "a truth that is not known": (
+        DataError,
+        lambda model, guide, x: pv.compare({"IS": pv.evidence.importance}, model, guide, x, exact=[0.0, math.nan, 0.0]),
+        ("exact", "non-finite"),
+    ),
+    "an evidence that is not known": (
+        DataError,
+        lambda model, guide, x: pv.diagnostics.inference_gaps(model, guide, x, log_evidence=[0.0, math.nan, 0.0]),
+        ("log_evidence", "non-finite"),
+    ),
+    "a pair of three": (PairError, lambda *three: pv.evaluate(three, three[2]), ("(model, guide)", "tuple")),
+    "a pair of nothing": (PairError, lambda model, guide, x: pv.evaluate(None, x), ("(model, guide)", "NoneType")),
+    "one draw": (
+        ConfigError,
+        lambda model, guide, x: pv.evaluate((model, guide), x, elbo_particles=1),
+        ("elbo_particles=1",),
+    ),
+    "one particle": (
+        ConfigError,
+        lambda model, guide, x: pv.evaluate((model, guide), x, iwae_particles=1),
+        ("iwae_particles=1",),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_evaluation_are_said_in_one_line(mistake):
+    kind, call, words = MISTAKES[mistake]
+    refused(kind, lambda: call(*gaussian()), *words)

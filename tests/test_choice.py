@@ -302,3 +302,24 @@ def test_any_array_is_data():
     assert recommend(problem.model, problem.guide(), x.numpy()) == recommend(problem.model, problem.guide(), x)
     found = estimate(problem.model, problem.guide(), np.asarray(x), estimator="is", num_particles=10)
     torch.testing.assert_close(found.value, problem.log_evidence(x))
+
+
+def test_the_pilot_does_not_draw_what_the_estimate_draws(monkeypatch):
+    """An estimator that is chosen because its draws look well is not to be judged by the same draws."""
+    problem, x = three_dimensional()
+    found = []
+
+    def spy(*args, **options):
+        found.append(importance(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(choice, "importance", spy)
+    recommend(problem.model, problem.guide(inflate=0.7), x, seed=3)
+    again = importance(problem.model, problem.guide(inflate=0.7), x, num_particles=2000, seed=3)
+    assert found
+    assert not torch.equal(found[0].value, again.value)
+
+
+def three_dimensional():
+    problem = pv.problems.linear_gaussian(W=torch.randn(4, 3), scale=0.5)
+    return problem, problem.sample(5, seed=0)

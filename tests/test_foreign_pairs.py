@@ -457,6 +457,96 @@ def test_a_point_mass_does_not_hide_behind_another_sites_auxiliary():
         pv.evidence.importance(model, guide, x, num_particles=10)
 
 
+# --- What draws alone would not show
+
+
+EVALUATIONS = {
+    "importance": lambda model, guide, x: pv.evidence.importance(model, guide, x, num_particles=10),
+    "defensive": lambda model, guide, x: pv.evidence.importance(model, guide, x, proposal="defensive"),
+    "refined": lambda model, guide, x: pv.evidence.importance(model, guide, x, proposal="refined"),
+    "ais": pv.evidence.ais,
+    "smc": pv.evidence.smc,
+    "quadrature": pv.evidence.quadrature,
+    "gaps": lambda model, guide, x: pv.diagnostics.inference_gaps(model, guide, x, log_evidence=0 * x),
+    "parts": pv.diagnostics.elbo_parts,
+}
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_different_scales_are_refused_by_every_estimator(evaluation):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=0.3):
+                z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    with pytest.raises(PairError, match="different scales"):
+        EVALUATIONS[evaluation](model, scalar_guide(Normal(0.0, 1.0)), torch.randn(3))
+
+
+@pytest.mark.parametrize("evaluation", [*EVALUATIONS, "latents"])
+def test_a_latent_that_datapoints_share_is_refused_by_every_estimator(evaluation):
+    def program(x, observed=True):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+        with pyro.plate("one", 1):
+            w = pyro.sample("w", Normal(0.0, 1.0))
+        if observed:
+            with pyro.plate("more", len(x)):
+                pyro.sample("x", Normal(z + w, 1.0), obs=x)
+
+    run = {**EVALUATIONS, "latents": pv.diagnostics.latent_summary}[evaluation]
+    with pytest.raises(PairError, match="expected one size"):
+        run(program, partial(program, observed=False), torch.randn(3))
+
+
+def test_the_parts_of_some_datapoints_are_not_taken_for_those_of_all():
+    def program(x, observed=True):
+        with pyro.plate("data", len(x), subsample_size=2) as index:
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            if observed:
+                pyro.sample("x", Normal(z, 1.0), obs=x[index])
+
+    with pytest.raises(ShapeError, match="2 latent values for 5 datapoints"):
+        pv.diagnostics.elbo_parts(program, partial(program, observed=False), torch.randn(5))
+
+
+@pytest.mark.parametrize("evaluation", ["defensive", "refined", "ais", "smc", "quadrature", "gaps"])
+@pytest.mark.parametrize(
+    ("prior", "q"),
+    [
+        (Normal(0.0, 1.0), dist.LogNormal(0.0, 1.0)),
+        (dist.LogNormal(0.0, 1.0), Normal(0.0, 1.0)),
+        (dist.Uniform(0.0, 1.0), dist.Uniform(0.2, 0.8)),
+    ],
+)
+def test_a_guide_on_other_values_than_the_models_is_refused(evaluation, prior, q):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(pyro.sample("z", prior), 1.0, validate_args=False), obs=x)
+
+    with pytest.raises(PairError, match=r"the guide's values are in .*, the model's in"):
+        EVALUATIONS[evaluation](model, scalar_guide(q), torch.randn(3))
+
+
+def test_a_point_mass_among_constrained_values_tells_a_grid_where_to_look():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(pyro.sample("z", dist.LogNormal(0.0, 1.0)).log(), 1.0), obs=x)
+
+    x = torch.randn(3)
+    found = pv.evidence.quadrature(model, scalar_guide(dist.Delta(torch.tensor(1.0))), x)
+    torch.testing.assert_close(found.value.float(), Normal(0.0, 2**0.5).log_prob(x), atol=1e-4, rtol=0)
+
+
+def scalar_guide(q):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q)
+
+    return guide
+
+
 # --- Whose parameters
 
 

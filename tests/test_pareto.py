@@ -310,3 +310,10 @@ def test_the_rounding_of_large_numbers_is_at_worst_a_light_tail():
     log_w = (torch.full((5000, 20), -10_000.0) + 5e-4 * torch.randn(5000, 20)).float()
     assert log_w.unique().numel() < 20
     assert not (pareto_k(log_w) > 0.3).any()
+
+
+def test_the_fewest_draws_that_are_smoothed_are_as_many_as_said():
+    """Twenty-one, of whose tail five are left."""
+    log_w = torch.linspace(0, 3, 21, dtype=torch.float64)[:, None]
+    assert pareto_k(log_w).isfinite().all()
+    assert pareto_k(log_w[:20]).isnan().all()

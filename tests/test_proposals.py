@@ -181,6 +181,29 @@ def test_a_point_mass_follows_the_auxiliary_site_that_it_is_computed_from():
     assert ((wide.value - exact).abs() <= 5 * wide.stderr).all()
 
 
+USES_OF_THE_GUIDES_DENSITY = {
+    "defensive": lambda pair, x, z: importance(*pair, x, proposal="defensive"),
+    "refined": lambda pair, x, z: importance(*pair, x, proposal="refined"),
+    "sandwich": lambda pair, x, z: pv.evidence.sandwich(*pair, x, {"z": z}, method="iwae"),
+    "gaps": lambda pair, x, z: pv.diagnostics.inference_gaps(*pair, x, log_evidence=torch.zeros(len(x))),
+    "calibration": lambda pair, x, z: pv.diagnostics.calibration(*pair, x),
+}
+
+
+@pytest.mark.parametrize("use", USES_OF_THE_GUIDES_DENSITY)
+def test_a_point_mass_is_refused_wherever_the_guides_density_is_asked_for(use):
+    """Its "density" of 1 at the point made the defensive weights too large, and the lower bound lie above log p(x)."""
+    problem = linear()
+    x = problem.sample(4, seed=0)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(problem.posterior(x).mean, event_dim=1))
+
+    with pytest.raises(PairError, match="point masses"):
+        USES_OF_THE_GUIDES_DENSITY[use]((problem.model, guide), x, problem.posterior(x).mean)
+
+
 def test_an_automatic_guide_of_all_datapoints():
     problem, x = linear(), linear().sample(6, seed=0)
     guide = AutoNormal(problem.model, init_scale=0.7, create_plates=lambda x: pyro.plate("data", len(x), dim=-1))

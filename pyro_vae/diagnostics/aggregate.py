@@ -120,6 +120,7 @@ def aggregate_posterior(
     """
     num_draws = require_count("num_draws", num_draws, least=2, why=", since one draw has no error bar")
     max_data = require_count("max_data", max_data, least=2)
+    max_bytes = require_count("max_bytes", max_bytes)
     x = suited(as_batch(x), model, guide)
     if len(x) < 2:
         raise DataError("x: found one datapoint, expected at least 2: one alone shares no information with its latents")

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..density import Density
+from ..errors import require_count
 from ..modules import largest_output
 from ..probing import rows_apart
 from ..randomness import forked
@@ -51,6 +52,7 @@ def row_blocks(
     ``square`` also counts matrices of the latent dimension, one per row. A pair that does not take its datapoints one
     by one gets all of them.
     """
+    max_bytes = require_count("max_bytes", max_bytes)
     apart = rows_apart(model, guide, x)
     each, dim = _bytes(model, guide, x[:1] if apart else x)
     fits = max(1, max_bytes // each)

@@ -122,7 +122,7 @@ def calibration(
         blocks, most = row_blocks(model, guide, truth.x, num_particles=num_draws, max_bytes=max_bytes)
         ranks, names = [], ()
         for rows in blocks:
-            density = Density(model, guide, truth.x[rows])
+            density = Density(model, guide, truth.x[rows]).require_guide()
             u = density.coordinates({name: value[None, rows] for name, value in truth.z.items()})
             sizes = [min(most, num_draws - done) for done in range(0, num_draws, most)]
             ranks.append(torch.stack([(density.draw(size) < u).sum(0) for size in sizes]).sum(0))

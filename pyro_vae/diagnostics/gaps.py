@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch, as_tensor
+from ..arrays import as_batch, as_tensor, require_finite
 from ..density import Density
 from ..errors import ConfigError, DataError, require_count, require_number
 from ..inspection import progress_bar, untouched
@@ -138,7 +138,7 @@ def inference_gaps(
         plan = Plan(num_steps, num_particles, learning_rate, step_particles, most)
         with progress_bar(len(blocks) * num_steps, progress, "step") as bar:
             for rows in blocks:
-                density = Density(model, guide, x[rows])
+                density = Density(model, guide, x[rows]).require_guide()
                 start = start_of(density, most)
                 member = FAMILIES[family](start.loc, start.scale_tril)
                 best = best_member(density, member, plan, bar.update)
@@ -172,6 +172,7 @@ def _evidence(log_evidence: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"log_evidence: found shape {tuple(value.shape)}, expected one number per datapoint, ({len(x)},)"
         )
+    require_finite(value, name="log_evidence")
     return value, stderr
 
 

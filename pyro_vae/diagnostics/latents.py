@@ -16,7 +16,7 @@ from ..inspection import untouched
 from ..modules import suited
 from ..moments import Moments
 from ..probing import blocks_of
-from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
+from ..traces import Program, guide_sites, latent_sites, replay, require_one_size, require_rows, trace
 
 _ROWS = 1024
 
@@ -53,6 +53,7 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
 
     Errors:
         DataError: for empty or non-finite data.
+        PairError: for a model and guide that are not such a pair.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), section 5.2  https://arxiv.org/abs/1509.00519
@@ -80,6 +81,7 @@ def _moments(model: Program, guide: Program, x: Tensor) -> dict[str, tuple[Momen
     guide_trace = trace(guide, (x,), {})
     p, q = latent_sites(replay(model, guide_trace, (x,), {})), guide_sites(guide_trace)
     require_rows(q, len(x))
+    require_one_size([*q.values(), *p.values()])
     found = {}
     for name in p:
         site = q[name]

@@ -18,7 +18,7 @@ from ..modules import suited
 from ..moments import Moments
 from ..probing import blocks_of, vectorizes
 from ..sites import Sites, draw_sites
-from ..traces import Program
+from ..traces import Program, guide_sites, require_rows, trace
 
 _ROWS, _PARTICLES = 256, 32
 
@@ -100,7 +100,9 @@ Summary = tuple[Moments, dict[str, Moments]]
 
 def _moments(model: Program, guide: Program, x: Tensor, num_particles: int, analytic_kl: bool) -> Summary:
     """Over all particles of some rows, of which one block at a time is in memory."""
-    vectorized = vectorizes(model, guide, (x,), {})
+    guide_trace = trace(guide, (x,), {})
+    require_rows(guide_sites(guide_trace), len(x))
+    vectorized = vectorizes(model, guide, (x,), {}, drawn=guide_trace)
 
     def block(num: int) -> Summary:
         sites = draw_sites(model, guide, (x,), {}, num_particles=num, vectorized=vectorized, analytic_kl=analytic_kl)

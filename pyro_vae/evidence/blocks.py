@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..density import Density
+from ..errors import require_count
 from ..inspection import progress_bar, untouched
 from ..moments import LogMoments
 from ..probing import rows_apart
@@ -47,6 +48,7 @@ def blockwise(
         num_chains: How many chains of a datapoint there are to be at once, if memory allows.
         evaluations: From the number of chains that fit to how often each datapoint will be evaluated.
     """
+    max_bytes = require_count("max_bytes", max_bytes)
     with untouched(model, guide, seed=seed):
         rows, most = _plan(model, guide, x, start, num_chains, max_bytes)
         total = len(x) * evaluations(most)

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
+
 from ..arrays import as_batch
 from ..density import Density
 from ..errors import ConfigError, PairError, require_count, require_number
@@ -86,16 +88,17 @@ def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recom
             dim, why = Density(model, guide, few).dim, ""
         except PairError as error:  # discrete latents, for instance
             dim, why = None, str(error)
+        own = int(torch.randint(2**62, ()))  # else the pilot's draws are the estimate's, which it could not judge
     if dim is not None and dim <= _GRID_DIMENSIONS:
         plural = "s" if dim > 1 else ""
         return Recommendation("grid", "guide", f"{dim} latent dimension{plural}: a grid gives log p(x) to rounding")
-    pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, seed=seed)
+    pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, seed=own)
     said = f"of {len(few)} datapoints with {_PILOT_DRAWS} draws each, {pilot.share('ok'):.0%} are ok from the guide"
     if pilot.share("ok") >= _ENOUGH:
         return Recommendation("is", "guide", said)
     if dim is None:
         return Recommendation("psis", "guide", f"{said}, and nothing else can be used ({why})")
-    pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, proposal="refined", seed=seed)
+    pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, proposal="refined", seed=own)
     ok, unreliable = pilot.share("ok"), pilot.share("unreliable")
     said = f"{said}, {ok:.0%} from a refined proposal"
     if ok >= _ENOUGH:

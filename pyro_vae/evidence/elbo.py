@@ -55,6 +55,7 @@ def elbo(
         True
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
+    max_bytes = require_count("max_bytes", max_bytes)
     found: dict[int, Moments] = {}
     x = suited(as_batch(x), model, guide)
     with untouched(model, guide, seed=(seed, "evidence")), progress_bar(len(x) * num_particles, progress) as bar:

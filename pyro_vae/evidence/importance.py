@@ -44,14 +44,16 @@ def importance(
       one with the largest effective sample size among pilot draws, which are then thrown away; as far as they do not
       tell datapoints apart, it is the one that is best for all.
     - ``"defensive"``: a tenth of the draws from the prior, the others from the guide, weighed as draws of the mixture;
-      no weight exceeds ten times the likelihood.
+      no weight exceeds about ten times the likelihood.
     - ``"refined"``: for each datapoint a Gaussian with full covariance that maximises the ELBO, found from the guide's
       answer in 200 steps of 10 draws, and made so much wider that half of the effective draws would be lost if the
       posterior were that Gaussian. In many dimensions this is what brings k-hat down.
 
     With ``target_stderr``, draws go to where the error is large: each datapoint gets a few hundred, and further ones
     until its standard error is met or ``num_particles`` are spent. A rule that stops by the draws themselves leaves a
-    bias of the order of the squared error.
+    bias, of the order of the squared error for weights that have a variance. For others it may be several errors large:
+    it stops where no large weight has come up yet, and so do the draws look ``ok`` more often than as many draws would
+    that were not stopped.
 
     The encoder runs once per datapoint. Particles and datapoints are processed in blocks of about ``max_bytes`` with
     streaming sums in float64, so peak memory does not grow with K.

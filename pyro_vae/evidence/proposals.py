@@ -57,7 +57,7 @@ class Defensive(NamedTuple):
         fits, apart = room(self.model, self.guide, x, self.max_bytes)
         start = 0
         for batch in x.split(min(256, max(1, fits // 4)) if apart else len(x)):
-            span, density = slice(start, start + len(batch)), Density(self.model, self.guide, batch)
+            span, density = slice(start, start + len(batch)), Density(self.model, self.guide, batch).require_guide()
             blocks = -(-num // max(4, fits // len(batch)))
             for block in range(blocks):  # of nearly equal size, so that each has draws from both
                 yield span, _mixture_weights(density, num * (block + 1) // blocks - num * block // blocks)

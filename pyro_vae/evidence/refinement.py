@@ -81,7 +81,7 @@ def refined(
     each = min(_MOST_ROWS, max(1, fits // (_GRAPH * _STEP_PARTICLES))) if apart else len(rows)
     parts = []
     for some in rows.split(each):
-        density = Density(model, guide, x[some])
+        density = Density(model, guide, x[some]).require_guide()
         most = max(1, fits // (_GRAPH * len(some)))
         start = start_of(density, most)
         member = Full(start.loc, start.scale_tril)

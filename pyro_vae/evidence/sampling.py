@@ -60,6 +60,7 @@ def from_weights(
     if target_stderr is not None:
         require_number("target_stderr", target_stderr, least=1e-6)
     require_proposal(proposal)
+    max_bytes = require_count("max_bytes", max_bytes)
     x = suited(as_batch(x), model, guide)
     with untouched(model, guide, seed=(seed, "evidence")), progress_bar(0, progress) as bar:
         apart = (target_stderr is not None or proposal in ("inflated", "refined")) and rows_apart(model, guide, x)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 __all__ = ["Sandwich", "sandwich"]
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..arrays import as_batch, as_tensor, require_finite
-from ..errors import PairError, ShapeError, require_count
+from ..errors import ConfigError, PairError, ShapeError, require_count
 from ..modules import suited
 from ..moments import LogMoments
 from ..traces import Program
@@ -98,6 +99,8 @@ def sandwich(
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
     require_one_of("start", start, "guide", "prior")
+    if not isinstance(z_true, Mapping):
+        raise ConfigError(f"z_true: expected a dictionary of site names and values, found {type(z_true).__name__}")
     x = suited(as_batch(x), model, guide)
     z = {name: suited(_values(name, value, len(x)), model, guide) for name, value in z_true.items()}
 
@@ -114,6 +117,7 @@ def sandwich(
         )
 
     def by_draws(path: Path, span: slice, most: int) -> tuple[Summary, Summary]:
+        path.density.require_guide()
         true = path.log_weights(_coordinates(path, z, span))
         log_w = in_pieces(lambda num: path.log_weights(path.draw(num)), num_particles, most)
         return Summary.of(log_w, num_particles), _completed(log_w[1:], true)
