@@ -265,7 +265,18 @@ def test_a_look_changes_nothing_and_depends_on_its_seed_alone(look, pair):
         assert not changes(before)
         assert belongings(nets) == owned
         assert torch.equal(x, data)
+        assert not any(part.requires_grad for part in found[-1])
     torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
+
+
+@every_look
+def test_a_look_in_inference_mode_gives_the_same_numbers(look):
+    model, guide, _ = preset()
+    expected = tensors_of(look(model, guide, toy(6)))
+    with torch.inference_mode():
+        found = tensors_of(look(model, guide, toy(6)))
+        assert torch.is_inference_mode_enabled()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @every_look
