@@ -1,6 +1,7 @@
 """What a wrong input gets: one line with what was found, what was expected and how to mend it; nothing is changed."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -10,7 +11,16 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import DataError, DeviceError, NonFiniteLossError, PyroVaeError, ShapeError, StaleParamStoreError
+from pyro_vae.errors import (
+    DataError,
+    DeviceError,
+    NonFiniteLossError,
+    PairError,
+    PyroVaeError,
+    ShapeError,
+    StaleParamStoreError,
+)
+from pyro_vae.evidence import ais, elbo, importance, jackknife, psis, quadrature, smc
 from tests.looks import LOOKS, OF_SEVERAL
 
 
@@ -317,6 +327,47 @@ def test_a_posterior_that_moves_with_the_data_is_not_reported_as_collapsed():
     torch.testing.assert_close(summary.mean_variance[0], x[:, 0].double().var())
     torch.testing.assert_close(summary.kl, torch.tensor([x[:, 0].mean().double() / 2, 0.0], dtype=torch.float64))
     assert "collapse" not in str(pv.evaluate(vae, x, num_particles=3))
+
+
+class Partial(nn.Module):
+    """An encoder that fails where the first pixel is white."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = pv.nn.MLP(4, (8,), (2, 2))
+
+    def forward(self, x):
+        return self.net(x).masked_fill((x[:, 0] > 0)[:, None, None], math.nan)
+
+
+ESTIMATORS = (ais, elbo, importance, jackknife, psis, quadrature, smc)
+ESTIMATES = {name: look for name, look in LOOKS.items() if isinstance(look, partial) and look.func in ESTIMATORS}
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_a_posterior_that_is_not_finite_spoils_the_number_of_its_own_datapoint_alone(name):
+    vae, x = with_encoder(Partial(), pv.likelihoods.Bernoulli((4,))), binary(6, 4)
+    x[:, 0] = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    found = ESTIMATES[name](vae.model, vae.guide, x)
+    assert found.value[x[:, 0] == 0].isfinite().all()
+    if "prior" in name or name == "quadrature":  # which need no posterior
+        assert found.value[2].isfinite()
+    else:
+        assert found.verdict[2] == "unreliable"
+        assert "value is nan" in found.reason[2]
+
+
+def test_the_gaps_of_other_datapoints_are_finite_too():
+    vae, x = with_encoder(Partial(), pv.likelihoods.Bernoulli((4,))), torch.eye(4)
+    found = LOOKS["inference_gaps"](vae.model, vae.guide, x)
+    for part in (found.elbo, found.local_elbo, found.amortisation_stderr):
+        assert part.isfinite().tolist() == [False, True, True, True]
+
+
+def test_a_mixture_of_posteriors_asks_for_all_of_them():
+    vae = with_encoder(Partial(), pv.likelihoods.Bernoulli((4,)))
+    look = LOOKS["aggregate_posterior"]
+    refused(PairError, lambda: look(vae.model, vae.guide, torch.eye(4)), "1 of 4 datapoints", "leave", "out")
 
 
 # --- losses that are not finite
