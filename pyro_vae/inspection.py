@@ -21,9 +21,16 @@ Progress = tqdm
 def untouched(*programs: Any, seed: tuple[int | str, ...]) -> Iterator[None]:
     """The body trains and registers nothing, and leaves the caller's generators as they were.
 
-    Gradients are off; networks are in evaluation mode, and afterwards in the mode that they were in.
+    Gradients are off, but can be asked for in the body, also if the caller is in inference mode; networks are in
+    evaluation mode, and afterwards in the mode that they were in.
     """
-    with torch.no_grad(), evaluating(*programs), unregistered(agreeing=True), seeded(*seed):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        evaluating(*programs),
+        unregistered(agreeing=True),
+        seeded(*seed),
+    ):
         yield
 
 

@@ -146,11 +146,13 @@ def leaves(result: Tensor, *inputs: Any) -> Iterator[Tensor]:
 
 
 def suited(x: Tensor, *programs: Any) -> Tensor:
-    """``x`` where the programs' parameters are and, if it is floating, of their type."""
+    """``x`` where the programs' parameters are and, if it is floating, of their type; never an inference tensor."""
     like = next((parameter for part in modules_behind(*programs) for parameter in part.parameters()), None)
-    if like is None:
-        return x
-    return x.to(device=like.device, dtype=like.dtype if x.is_floating_point() else None)
+    with torch.inference_mode(False):
+        x = x.clone() if x.is_inference() else x  # what was made in inference mode can have no part in a gradient
+        if like is None:
+            return x
+        return x.to(device=like.device, dtype=like.dtype if x.is_floating_point() else None)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Which arrays are data: every dense numeric kind works and is left untouched, everything else is one line."""
 
 import copy
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import xarray as xr
 import pyro_vae as pv
 from pyro_vae.arrays import as_batch, as_tensor, require_finite
 from pyro_vae.errors import DataError
+from tests.looks import LOOKS, every_look, tensors_of
 
 BINARY = np.array([[0, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0]])
 
@@ -70,16 +72,23 @@ def numbers(x):
     return x.to_numpy().tolist() if hasattr(x, "to_numpy") else x.tolist()
 
 
-@pytest.fixture(params=KINDS)
-def untouched(request):
-    """An array of each kind; afterwards it must be what it was."""
-    x = KINDS[request.param]
+@contextmanager
+def kept(kind):
+    """An array of this kind; afterwards it must be what it was."""
+    x = KINDS[kind]
     before = copy.deepcopy(numbers(x))
     flags = (x.dtype, x.strides, x.flags.writeable) if isinstance(x, np.ndarray) else None
     yield x
     assert numbers(x) == before
     if flags:
         assert (x.dtype, x.strides, x.flags.writeable) == flags
+
+
+@pytest.fixture(params=KINDS)
+def untouched(request):
+    """An array of each kind, that is kept."""
+    with kept(request.param) as x:
+        yield x
 
 
 def test_every_kind_becomes_a_tensor_with_the_same_numbers(untouched):
@@ -131,6 +140,20 @@ def test_every_kind_gives_the_same_numbers_everywhere(untouched, vae):
         torch.testing.assert_close(*found, msg=lambda text, name=name: f"{name}: {text}")
 
 
+# One for each way to become a tensor: what as_tensor makes of the others cannot be told from these.
+DIFFERENT = ["uint8", "negative strides", "pandas DataFrame", "transposed tensor", "tensor that requires a gradient"]
+
+
+@every_look
+def test_different_kinds_give_every_look_the_same_numbers(look, vae):
+    expected = tensors_of(look(vae.model, vae.guide, torch.tensor(FLOATS)))
+    for kind in DIFFERENT:
+        with kept(kind) as x:
+            found = tensors_of(look(vae.model, vae.guide, x))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert not any(part.requires_grad for part in found)
+
+
 @pytest.mark.parametrize("mode", pv.data.BINARISATIONS)
 def test_every_kind_is_presented_as_pixels(untouched, mode):
     torch.manual_seed(0)
@@ -173,10 +196,9 @@ ENTRANCES = {
     "as_tensor": lambda vae, x: as_tensor(x),
     "fit": lambda vae, x: pv.fit(vae, x, num_epochs=1, batch_size=2, progress=False),
     "validation": lambda vae, x: pv.fit(vae, FLOATS, validation=x, num_epochs=1, batch_size=2, progress=False),
-    "importance": lambda vae, x: pv.evidence.importance(vae.model, vae.guide, x, num_particles=2),
-    "latent_summary": lambda vae, x: pv.diagnostics.latent_summary(vae.model, vae.guide, x),
     "encode": lambda vae, x: vae.encode(x),
     "Pixels": lambda vae, x: pv.data.Pixels(x),
+    **{name: lambda vae, x, look=look: look(vae.model, vae.guide, x) for name, look in LOOKS.items()},
 }
 
 

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyro
@@ -22,6 +23,8 @@ from pyro_vae.errors import (
     ShapeError,
     StaleParamStoreError,
 )
+from pyro_vae.evidence import ais, elbo, importance, jackknife, psis, quadrature, smc
+from tests.looks import LOOKS, OF_SEVERAL
 
 
 def small_vae(data_shape=(4,), **options):
@@ -69,12 +72,9 @@ ENTRANCES = {
     "SVI with IWAE": lambda vae, x: step(vae, x, pv.objectives.IWAE(num_particles=3)),
     "loss module": lambda vae, x: pv.objectives.ELBO()(vae.model, vae.guide)(x),
     "draw_particles": lambda vae, x: pv.draw_particles(vae.model, vae.guide, x, num_particles=3),
-    "importance": lambda vae, x: pv.evidence.importance(vae.model, vae.guide, x, num_particles=3),
-    "elbo": lambda vae, x: pv.evidence.elbo(vae.model, vae.guide, x, num_particles=3),
-    "evaluate": lambda vae, x: pv.evaluate(vae, x, num_particles=3),
-    "latent_summary": lambda vae, x: pv.diagnostics.latent_summary(vae.model, vae.guide, x),
     "guide": lambda vae, x: vae.guide(x),
     "model": lambda vae, x: vae.model(x),
+    **{name: lambda vae, x, look=look: look(vae.model, vae.guide, x) for name, look in LOOKS.items()},
 }
 # And those that go image by image, with any leading dimensions.
 FUNCTIONS = {"encode": lambda vae, x: vae.encode(x), "reconstruct": lambda vae, x: vae.reconstruct(x)}
@@ -163,10 +163,12 @@ def test_a_wrong_shape_is_named_beside_the_right_one(entrance, data_shape, shape
     [((4,), (6, 1, 4)), ((4,), (6, 6, 4)), ((4,), (1, 6, 4)), ((4,), (3, 6, 4)), ((2, 2), (6, 1, 2, 2))],
 )
 def test_an_extra_dimension_is_refused_by_the_pair(entrance, data_shape, shape):
-    expected = f"(n, {', '.join(map(str, data_shape))})"
-    refused_unchanged(
-        ShapeError, entrance, small_vae(data_shape), binary(*shape), "expected", expected, "got", str(shape)
-    )
+    vae, x = small_vae(data_shape), binary(*shape)
+    if entrance in OF_SEVERAL and len(x) == 1:
+        refused_unchanged(DataError, entrance, vae, x, "one datapoint", "at least 2")
+    else:
+        expected = f"(n, {', '.join(map(str, data_shape))})"
+        refused_unchanged(ShapeError, entrance, vae, x, "expected", expected, "got", str(shape))
 
 
 def test_a_shape_that_only_needs_a_reshape_says_so():
@@ -180,7 +182,7 @@ def test_empty_data_are_refused(entrance, kind):
     refused(DataError, lambda: enter(entrance, small_vae(), kind(torch.zeros(0, 4))), "at least one datapoint")
 
 
-@pytest.mark.parametrize("entrance", ["fit", "validation", "importance", "elbo", "evaluate", "latent_summary"])
+@pytest.mark.parametrize("entrance", ["fit", "validation", *LOOKS])
 @pytest.mark.parametrize("x", [3.0, torch.tensor(1.0), []], ids=["number", "scalar", "empty list"])
 def test_a_number_is_no_data(entrance, x):
     refused(DataError, lambda: enter(entrance, small_vae(), x))
@@ -201,9 +203,12 @@ def test_a_batch_of_the_size_of_the_data_gets_no_note():
 
 @entrances
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_one_datapoint_works(entrance, likelihood):
+def test_one_datapoint_works_or_is_said_to_be_too_few(entrance, likelihood):
     vae, x = small_vae(likelihood=likelihood), binary(1, 4)
-    enter(entrance, vae, x)
+    if entrance in OF_SEVERAL:
+        refused(DataError, lambda: enter(entrance, vae, x), "one datapoint", "at least 2")
+    else:
+        enter(entrance, vae, x)
     assert torch.isfinite(flat(vae)).all()
 
 
@@ -298,7 +303,7 @@ def test_extreme_encoder_outputs_give_finite_weights_and_are_counted(loc, log_sc
     assert all(torch.isfinite(term).all() for term in particles[:3])
     assert vae.clamped_scales(x)["z"] == (6 if log_scale else 0)
     note = "scales of z held by their bounds: 6 in 6 datapoints"
-    assert (note in str(pv.evaluate(vae, x, num_particles=3))) == bool(log_scale)
+    assert (note in str(pv.evaluate(vae, x, estimator="is", num_particles=3))) == bool(log_scale)
     loss = pv.objectives.ELBO()(vae.model, vae.guide)(x)
     gradients = torch.autograd.grad(loss, list(vae.parameters()), materialize_grads=True)
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -325,6 +330,47 @@ def test_a_posterior_that_moves_with_the_data_is_not_reported_as_collapsed():
     torch.testing.assert_close(summary.mean_variance[0], x[:, 0].double().var())
     torch.testing.assert_close(summary.kl, torch.tensor([x[:, 0].mean().double() / 2, 0.0], dtype=torch.float64))
     assert "collapse" not in str(pv.evaluate(vae, x, num_particles=3))
+
+
+class Partial(nn.Module):
+    """An encoder that fails where the first pixel is white."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = pv.nn.MLP(4, (8,), (2, 2))
+
+    def forward(self, x):
+        return self.net(x).masked_fill((x[:, 0] > 0)[:, None, None], math.nan)
+
+
+ESTIMATORS = (ais, elbo, importance, jackknife, psis, quadrature, smc)
+OF_EACH = {name: look for name, look in LOOKS.items() if isinstance(look, partial) and look.func in ESTIMATORS}
+
+
+@pytest.mark.parametrize("name", OF_EACH)
+def test_a_posterior_that_is_not_finite_spoils_the_number_of_its_own_datapoint_alone(name):
+    vae, x = with_encoder(Partial(), pv.likelihoods.Bernoulli((4,))), binary(6, 4)
+    x[:, 0] = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    found = OF_EACH[name](vae.model, vae.guide, x)
+    assert found.value[x[:, 0] == 0].isfinite().all()
+    if "prior" in name or name == "quadrature":  # which need no posterior
+        assert found.value[2].isfinite()
+    else:
+        assert found.verdict[2] == "unreliable"
+        assert "value is nan" in found.reason[2]
+
+
+def test_the_gaps_of_other_datapoints_are_finite_too():
+    vae, x = with_encoder(Partial(), pv.likelihoods.Bernoulli((4,))), torch.eye(4)
+    found = LOOKS["inference_gaps"](vae.model, vae.guide, x)
+    for part in (found.elbo, found.local_elbo, found.amortisation_stderr):
+        assert part.isfinite().tolist() == [False, True, True, True]
+
+
+def test_a_mixture_of_posteriors_asks_for_all_of_them():
+    vae = with_encoder(Partial(), pv.likelihoods.Bernoulli((4,)))
+    look = LOOKS["aggregate_posterior"]
+    refused(PairError, lambda: look(vae.model, vae.guide, torch.eye(4)), "1 of 4 datapoints", "leave", "out")
 
 
 # --- losses that are not finite

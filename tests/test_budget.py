@@ -256,6 +256,7 @@ def decoded(monkeypatch):
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("first_opinion")
 def test_evaluations_are_what_the_decoder_saw(decoded, options, pilots, max_bytes):
     vae, x, rows = decoded
     found = importance(vae.model, vae.guide, x, max_bytes=max_bytes, **options)
@@ -263,6 +264,7 @@ def test_evaluations_are_what_the_decoder_saw(decoded, options, pilots, max_byte
     assert (found.num_evaluations == found.num_particles + pilots).all()
 
 
+@pytest.mark.usefixtures("first_opinion")
 @pytest.mark.parametrize("options", [{"num_particles": 500}, {"target_stderr": 0.05, "num_particles": 2000}], ids=str)
 def test_a_mixture_decodes_each_row_once_more_for_each_look(decoded, options):
     vae, x, rows = decoded

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 
 import numpy as np
 import pyro
@@ -25,6 +26,7 @@ from tests.test_objectives import (
     subsampled,
     two_layer,
 )
+from tests.test_purity import python
 
 estimators = pytest.mark.parametrize("estimate", [elbo, importance])
 
@@ -209,9 +211,38 @@ def test_memory_is_flat_in_the_number_of_particles():
     assert count[1] >= 90 * count[0] - 1 > 1
 
 
+PEAKS = """
+from pathlib import Path
+import torch
+import pyro_vae as pv
+torch.set_num_threads(1)
+vae = pv.presets.mlp_vae(data_shape=(16,), latent_dim=4, hidden=(64,))
+x = torch.bernoulli(torch.full((4, 16), 0.5))
+def look(num_particles, max_bytes=2**21, **options):
+    pv.evidence.importance(vae.model, vae.guide, x, num_particles=num_particles, max_bytes=max_bytes, **options)
+def peak(num_particles):
+    for proposal in ("guide", "inflated", "defensive", "refined"):
+        look(num_particles, proposal=proposal)
+    look(num_particles, target_stderr=1e-4)
+    return so_far()
+def so_far():  # of this process alone, where ru_maxrss starts at that of its parent
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+few, many = peak(1000), peak(100_000)
+look(100_000, max_bytes=2**40)
+print(few, many, so_far())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the largest size of a process is read from /proc")
+def test_the_memory_of_a_process_is_flat_too_unless_all_of_it_may_be_used_at_once():
+    few, many, at_once = map(int, python(PEAKS).split())
+    assert many < 1.1 * few < at_once
+
+
 # Cost
 
 
+@pytest.mark.usefixtures("first_opinion")
 @pytest.mark.parametrize(("num_particles", "max_bytes"), [(2, 2**10), (50, 2**12), (3000, 2**17)])
 def test_the_encoder_sees_each_datapoint_once(num_particles, max_bytes):
     vae, x = small_vae(), pixels(11, 8)
@@ -226,6 +257,7 @@ def test_the_encoder_sees_each_datapoint_once(num_particles, max_bytes):
     assert len(torch.cat(seen)) == 2 * len(x)
 
 
+@pytest.mark.usefixtures("first_opinion")
 def test_the_decoder_sees_each_particle_once():
     vae, x = small_vae(), pixels(11, 8)
     seen = []

@@ -29,7 +29,7 @@ local.optimum
 local
 diagnostics.base diagnostics.mixtures evidence.base evidence.boxes objectives.gradients objectives.module
 evidence.annealing evidence.proposals objectives.surrogates
-evidence.refinement
+evidence.refinement evidence.second_opinion
 diagnostics.* evidence.blocks evidence.drawing evidence.tuning objectives.base
 evidence.sampling
 evidence.* objectives.*

@@ -31,6 +31,7 @@ from pyro_vae.errors import (
 from pyro_vae.modules import modules_behind
 from pyro_vae.objectives import ELBO, IWAE
 from pyro_vae.randomness import seeded
+from tests.looks import LOOKS, every_look
 from tests.statistics import assert_mean
 
 Normal = dist.Normal
@@ -166,7 +167,7 @@ def test_a_subclass_of_a_vae_is_evaluated_through_its_own_decoder():
     )
     with torch.no_grad():
         vae.decoder.output_bias[1] = -50.0
-    assert pv.evaluate(vae, torch.randn(300, 4), num_particles=3).clamped_scales == {"z": 0, "x": 1200}
+    assert pv.evaluate(vae, torch.randn(300, 4), estimator="is", num_particles=3).clamped_scales == {"z": 0, "x": 1200}
 
 
 def test_a_subclass_of_a_vae_trains_its_own_parameters_in_svi():
@@ -569,15 +570,7 @@ def networks(**options):
     return model, guide
 
 
-LOOKS = {
-    "elbo": lambda *pair_and_x: pv.evidence.elbo(*pair_and_x, num_particles=50),
-    "importance": lambda *pair_and_x: pv.evidence.importance(*pair_and_x, num_particles=50),
-    "draw_particles": pv.draw_particles,
-    "latent_summary": pv.diagnostics.latent_summary,
-}
-
-
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@pytest.mark.parametrize("look", [*LOOKS.values(), pv.draw_particles], ids=[*LOOKS, "draw_particles"])
 def test_other_values_in_the_store_are_not_passed_over(look):
     x = torch.randn(50, 3)
     trained, fresh = networks(), networks(update_module_params=True)
@@ -691,7 +684,7 @@ def hidden_in_a_comprehension(net):
 
 
 @pytest.mark.parametrize("hide", [hidden_in_defaults, hidden_in_a_namespace, hidden_in_a_comprehension])
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@every_look
 def test_a_network_that_cannot_be_found_is_looked_at_in_evaluation_mode(look, hide):
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
     decode = hide(net)
@@ -706,9 +699,8 @@ def test_a_network_that_cannot_be_found_is_looked_at_in_evaluation_mode(look, hi
         with pyro.plate("data", len(x)):
             pyro.sample("z", standard_normal(2))
 
-    if look is not pv.draw_particles:  # which draws in the mode that the networks are in
-        look(model, guide, torch.randn(8, 3))
-        assert torch.equal(net[1].running_mean, statistics)
+    look(model, guide, torch.randn(8, 3))
+    assert torch.equal(net[1].running_mean, statistics)
     assert all(part.training for part in net.modules())
 
 

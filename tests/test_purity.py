@@ -1,6 +1,7 @@
 """Nothing of the process is changed that was not asked for: global state, random numbers, parameters."""
 
 import inspect
+import math
 import random
 import signal
 import subprocess
@@ -8,13 +9,16 @@ import sys
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 import pyro_vae as pv
 from pyro_vae import runs
 from pyro_vae.config import TrainConfig
 from pyro_vae.errors import DataError
+from tests.looks import every_look, tensors_of
 
 
 def snapshot():
@@ -27,7 +31,9 @@ def snapshot():
         "pyro settings": pyro.settings.get(),
         "torch validation": torch.distributions.Distribution._validate_args,
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
-        "parameters": sorted(pyro.get_param_store().keys()),
+        "parameters": {name: value.tolist() for name, value in pyro.get_param_store().items()},
+        "handlers": len(pyro.poutine.runtime._PYRO_STACK),
+        "hooks": len(torch.nn.modules.module._global_forward_pre_hooks),
         "gradients": torch.is_grad_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "anomaly": torch.is_anomaly_enabled(),
@@ -190,6 +196,109 @@ def test_evaluation_leaves_the_callers_generator_and_store_alone():
     before = snapshot()
     pv.evaluate(vae, x, num_particles=10, iwae_particles=5, elbo_particles=5)
     assert not changes(before)
+
+
+def perceptron(*widths):
+    """With layers that learn while they are looked at, unless they are told not to."""
+    inside, hidden, outside = widths
+    return nn.Sequential(nn.Linear(inside, hidden), nn.BatchNorm1d(hidden), nn.Dropout(0.5), nn.Linear(hidden, outside))
+
+
+def preset():
+    likelihood, prior = pv.likelihoods.Bernoulli((6,)), pv.priors.StandardNormal(2)
+    vae = pv.VAE(encoder=perceptron(6, 8, 4), decoder=perceptron(2, 8, 6), prior=prior, likelihood=likelihood)
+    return vae.model, vae.guide, vae
+
+
+def hand_written():
+    nets = nn.ModuleDict({"encoder": perceptron(6, 8, 4), "decoder": perceptron(2, 8, 6)})
+
+    def model(x):
+        pyro.module("decoder", nets["decoder"])
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=nets["decoder"](z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", nets["encoder"])
+        loc, log_scale = nets["encoder"](x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide, nets
+
+
+@pytest.fixture(params=[preset, hand_written])
+def pair(request):
+    """In the middle of somebody's training: gradients waiting, a part frozen, another one in evaluation mode."""
+    torch.manual_seed(1)
+    model, guide, nets = request.param()
+    for parameter in nets.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    nets.encoder[0].requires_grad_(False)
+    nets.train().decoder[1].eval()
+    pyro.param("somebody.else", torch.zeros(3))
+    return model, guide, nets
+
+
+def belongings(nets):
+    """What networks are, and what hangs on them."""
+    return {
+        "values": {name: value.tolist() for name, value in nets.state_dict().items()},
+        "gradients": [parameter.grad.tolist() for parameter in nets.parameters()],
+        "trainable": [parameter.requires_grad for parameter in nets.parameters()],
+        "identities": [(id(parameter), id(parameter.grad)) for parameter in nets.parameters()],
+        "modes": {name: part.training for name, part in nets.named_modules()},
+        "hooks": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in nets.modules()],
+    }
+
+
+@every_look
+def test_a_look_changes_nothing_and_depends_on_its_seed_alone(look, pair):
+    model, guide, nets = pair
+    x = toy(6)
+    found = []
+    for caller_seed in (0, 1):
+        torch.manual_seed(caller_seed)
+        before, owned, data = snapshot(), belongings(nets), x.clone()
+        found.append(tensors_of(look(model, guide, x)))
+        assert not changes(before)
+        assert belongings(nets) == owned
+        assert torch.equal(x, data)
+        assert not any(part.requires_grad for part in found[-1])
+    torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
+
+
+@every_look
+def test_a_look_in_inference_mode_gives_the_same_numbers(look):
+    model, guide, _ = preset()
+    expected = tensors_of(look(model, guide, toy(6)))
+    with torch.inference_mode():
+        found = tensors_of(look(model, guide, toy(6)))
+        assert torch.is_inference_mode_enabled()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@every_look
+def test_an_interrupted_look_changes_nothing(look):
+    model, guide, nets = preset()
+    num_calls, last = 0, math.inf
+
+    def count(*_):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > last:
+            raise KeyboardInterrupt
+
+    nets.decoder.register_forward_pre_hook(count)
+    look(model, guide, toy(6))
+    num_calls, last = 0, num_calls // 2
+    before, modes = snapshot(), [part.training for part in nets.modules()]
+    with pytest.raises(KeyboardInterrupt):
+        look(model, guide, toy(6))
+    assert num_calls == last + 1
+    assert not changes(before)
+    assert [part.training for part in nets.modules()] == modes
 
 
 def test_a_run_is_looked_at_without_changing_it(tmp_path):

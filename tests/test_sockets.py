@@ -304,7 +304,7 @@ def test_foreign_conv_pair_has_the_iwae_and_gradient_of_an_explicit_loop(num):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("float64", "first_opinion")
 def test_foreign_conv_pair_has_the_evidence_of_an_explicit_loop():
     pair, x, particles = Foreign(), images(4), 7
     evidence = pv.evidence.importance(pair.model, pair.guide, x, num_particles=particles)

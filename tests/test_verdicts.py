@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.evidence import LogEvidence, elbo, importance, jackknife, psis
+from pyro_vae.evidence import LogEvidence, ais, elbo, importance, jackknife, psis
 from pyro_vae.reliability import Judgement, judge, largest_pareto_k
 from tests.test_exams import E5_LOG_P, E5_X, tanh_vae
 
@@ -193,6 +193,17 @@ EDGES = [
     ({"ess": 9.9, "num_particles": 20}, "doubtful", "9.9 effective draws"),
     ({"ess": 0.0, "num_particles": 1000}, "unreliable", "0.0 effective draws"),
     ({"ess": 10.0}, "doubtful", "10.0 effective draws"),
+    # few draws: their largest do not yet tell the tail, unless all are as good as equal
+    ({"ess": 80.0, "k": 0.1, "num_particles": 99}, "doubtful", "99 draws, fewer than 100: too few to know the tail"),
+    ({"ess": 80.0, "k": 0.1, "num_particles": 100}, "ok", ""),
+    ({"ess": 80.0, "k": math.nan, "num_particles": 99}, "doubtful", "99 draws"),  # too few for a k-hat, too
+    ({"ess": 2.9, "k": math.nan, "num_particles": 3}, "unreliable", "2.9 effective draws"),
+    ({"ess": 98.0, "k": -math.inf, "num_particles": 99}, "doubtful", "99 draws"),
+    ({"ess": 98.1, "k": -math.inf, "num_particles": 99}, "ok", ""),
+    ({"ess": 80.0, "num_particles": 99}, "ok", ""),  # chains
+    ({"ess": 9.0, "num_particles": 16}, "ok", ""),
+    ({"k": 0.1, "num_particles": 99}, "ok", ""),  # of weights that are not known
+    ({"stderr": 0.6, "ess": 80.0, "k": 0.1, "num_particles": 99}, "doubtful", "99 draws"),
     # the worst counts
     ({"stderr": 0.6, "ess": 3.0, "k": 0.6, "num_particles": 10_000}, "unreliable", "3.0 effective draws"),
     ({"stderr": 0.6, "ess": 10.0, "k": 0.6, "num_particles": 10_000}, "doubtful", "k-hat 0.60"),
@@ -218,6 +229,37 @@ def test_each_datapoint_is_judged_by_its_own_numbers():
     )
     assert found.verdict.tolist() == ["ok", "unreliable", "unreliable", "doubtful"]
     assert found.reason[0] == ""
+
+
+def test_each_datapoint_has_a_number_of_draws_of_its_own():
+    found = judge(
+        value=torch.zeros(3),
+        stderr=torch.zeros(3),
+        ess=torch.tensor([40.0, 80.0, 400.0]),
+        pareto_k=torch.full((3,), torch.nan),
+        num_particles=torch.tensor([50, 80, 500]),
+    )
+    assert found.verdict.tolist() == ["doubtful", "ok", "ok"]
+
+
+@estimators
+def test_few_draws_are_doubtful_unless_their_weights_are_equal(estimate):
+    problem = three_latents()
+    x = problem.sample(50, seed=7)
+    uneven, equal = (
+        estimate(problem.model, problem.guide(inflate=inflate), x, num_particles=99) for inflate in (1.2, 1.0)
+    )
+    assert "ok" not in uneven.verdict
+    assert any(reason.startswith("99 draws, fewer than 100") for reason in uneven.reason)
+    assert equal.share("ok") == 1
+
+
+def test_few_chains_are_no_fault():
+    problem = three_latents()
+    found = ais(problem.model, problem.guide(inflate=1.2), problem.sample(50, seed=7), num_temperatures=50)
+    assert (found.num_particles == 16).all()
+    assert found.pareto_k.isnan().all()
+    assert found.share("ok") == 1
 
 
 def test_verdicts_of_none():

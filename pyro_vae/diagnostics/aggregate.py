@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..arrays import as_batch
-from ..errors import DataError, require_count
+from ..errors import DataError, PairError, require_count
 from ..inspection import untouched
 from ..modules import suited
 from ..probing import blocks_of, rows_apart
@@ -102,6 +102,7 @@ def aggregate_posterior(
 
     Errors:
         DataError: for empty or non-finite data, or a single datapoint.
+        PairError: for a guide whose draws are not finite.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016)
@@ -141,6 +142,13 @@ def _sites(model: Program, guide: Program, x: Tensor) -> tuple[dict[str, Any], d
     guide_trace = trace(guide, (x,), {})
     q = guide_sites(guide_trace)
     require_rows(q, len(x))
+    for name, site in q.items():
+        bad = int((~site["value"].reshape(len(x), -1).isfinite()).any(1).sum())
+        if bad:
+            raise PairError(
+                f"the guide's draws of site {name!r} are not finite for {bad} of {len(x)} datapoints, expected all to "
+                "have a posterior, since their mixture is looked at: leave these datapoints out"
+            )
     return q, latent_sites(replay(model, guide_trace, (x,), {}))
 
 

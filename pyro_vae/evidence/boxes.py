@@ -62,6 +62,8 @@ def _of_guide(density: Density) -> tuple[Float[Tensor, "known latent"], ...]:
     """Means, standard deviations, and those of each dimension given the other, which a narrow diagonal needs."""
     q = _draws(density.draw, _DRAWS)
     q = q[:, torch.isfinite(q).all(-1).all(0)]  # the values of other rows will say what is wrong with them
+    if not q.numel():
+        return q[0], q[0], q[0]
     loc, scale = q.mean(0), q.std(0)
     if scale.shape[-1] == 1:
         return loc, scale, scale

@@ -97,9 +97,9 @@ def _spread(fn: Any, scale: float) -> Any:
     if isinstance(fn, Independent):
         return dist.Independent(_spread(fn.base_dist, scale), fn.reinterpreted_batch_ndims)
     if isinstance(fn, Normal):
-        return dist.Normal(fn.loc, scale * fn.scale)
+        return dist.Normal(fn.loc, scale * fn.scale, validate_args=False)  # the guide's own has been, if it is to be
     if isinstance(fn, MultivariateNormal):
-        return dist.MultivariateNormal(fn.loc, scale_tril=scale * fn.scale_tril)
+        return dist.MultivariateNormal(fn.loc, scale_tril=scale * fn.scale_tril, validate_args=False)
     if isinstance(fn, (dist.Delta, dist.MaskedDistribution)) or not fn.has_rsample:
         return fn
     try:

@@ -89,7 +89,7 @@ def refined(
         best = member.at(best_member(density, member, plan, partial(_told, tell, len(some))))
         parts.append((best.loc, inflation(density.dim) * best.scale_tril))
     loc, scale_tril = (torch.cat(part) for part in zip(*parts, strict=True))
-    places = torch.zeros(len(x), dtype=torch.long).index_put((rows,), torch.arange(len(rows)))
+    places = rows.new_zeros(len(x)).index_put((rows,), torch.arange(len(rows), device=rows.device))
     return Refined(model, guide, x, loc, scale_tril, places, fits, apart)
 
 

@@ -55,30 +55,25 @@ def second_opinion(
     hit is above log p(x) by so much, 7 nats, with a probability below :math:`e^{-7}`, and several hits are hardly more
     often: a right value stays what it is.
 
-    The draws, at most 8192 and never more than the estimator's own, are decoded once for all datapoints and not
-    counted in ``num_evaluations``. Pairs of more than 10 latent dimensions, of discrete latents, or with a prior or a
-    decoder that differ between datapoints get no second opinion.
+    The draws, at most 8192 and never more than the estimator's own of all datapoints together, are decoded once for all
+    and not counted in ``num_evaluations``. Pairs of more than 10 latent dimensions, of discrete latents, or with a
+    prior or a decoder that differ between datapoints get no second opinion.
     """
     with untouched(model, guide, seed=(seed, "second opinion")):
-        first = _density(model, guide, x[:1])
-        num = min(_MOST_DRAWS, int(found.num_particles.sum()))
-        if first is None or not 0 < first.dim <= _MOST_DIMENSIONS:
-            return found
-        points = Points(first.draw_prior(num)[:, 0])
         rows = min(_MOST_ROWS, max(1, max_bytes // (4 * 8 * x[0].nbytes)))
-        densities = [Density(model, guide, block) for block in blocks_of(model, guide, x, rows)]
+        try:
+            densities = [Density(model, guide, block) for block in blocks_of(model, guide, x, rows)]
+        except PairError:
+            return found
+        if not 0 < densities[0].dim <= _MOST_DIMENSIONS:
+            return found
         nodes = at_nodes(densities, max_bytes=max_bytes, count=lambda _: None)
         if not isinstance(nodes, Shared):
             return found
-        prior = nodes.log_sums(points, torch.arange(len(x), device=x.device), prior=False)
+        num = min(_MOST_DRAWS, int(found.num_particles.sum()))
+        u = densities[0].draw_prior(-(-num // len(densities[0].x))).flatten(0, 1)[:num]
+        prior = nodes.log_sums(Points(u), torch.arange(len(x), device=x.device), prior=False)
     return found._replace(judgement=_with(found, prior))
-
-
-def _density(model: Program, guide: Program, x: Tensor) -> Density | None:
-    try:
-        return Density(model, guide, x)
-    except PairError:
-        return None
 
 
 def _with(found: LogEvidence, prior: LogMoments) -> Judgement:

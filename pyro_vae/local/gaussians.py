@@ -51,7 +51,8 @@ def _by_draws(density: Density, near: Float[Tensor, "batch latent"], most: int) 
     mean = total / _MANY
     covariance = squares / _MANY - mean[..., None] * mean[..., None, :]
     diagonal = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
-    scale_tril = torch.linalg.cholesky((1 - _SHRINK) * covariance + _SHRINK * diagonal)  # also in many dimensions
+    factor, failed = torch.linalg.cholesky_ex((1 - _SHRINK) * covariance + _SHRINK * diagonal)  # in many dimensions too
+    scale_tril = factor.masked_fill((failed != 0)[:, None, None], torch.nan)  # of that datapoint there is no answer
     return Start(near + mean, scale_tril, False)
 
 
