@@ -260,6 +260,7 @@ def test_a_mixture_is_unbiased(inflate, num_particles):
     assert_mean(errors, 0.0)
 
 
+@pytest.mark.usefixtures("first_opinion")
 @pytest.mark.parametrize("max_bytes", [1, 2**11, 2**14])
 def test_a_mixture_in_blocks_is_unbiased_too(max_bytes):
     problem, guide = conjugate(0.4)

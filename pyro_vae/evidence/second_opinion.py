@@ -70,7 +70,7 @@ def second_opinion(
         nodes = at_nodes(densities, max_bytes=max_bytes, count=lambda _: None)
         if not isinstance(nodes, Shared):
             return found
-        num = min(_MOST_DRAWS, int(found.num_particles.sum()))
+        num = min(_MOST_DRAWS, int(found.num_evaluations.sum()))
         u = densities[0].draw_prior(-(-num // len(densities[0].x))).flatten(0, 1)[:num]
         prior = nodes.log_sums(Points(u), torch.arange(len(x), device=x.device), prior=False)
     return found._replace(judgement=_with(found, prior))
