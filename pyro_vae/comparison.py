@@ -16,6 +16,7 @@ from torch import Tensor
 from .arrays import as_batch, as_tensor, require_finite
 from .errors import ConfigError, require_count
 from .evidence import LogEvidence
+from .reporting import number, plain
 from .traces import Program
 
 Estimator = Callable[..., LogEvidence]
@@ -68,11 +69,11 @@ class Comparison(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the answers per datapoint; numbers that are not known are ``None``."""
-        rows = [{key: _plain(value) for key, value in row._asdict().items()} for row in self.rows]
+        rows = [{key: plain(value) for key, value in row._asdict().items()} for row in self.rows]
         return {
             "num_datapoints": self.num_datapoints,
             "num_repeats": self.num_repeats,
-            "truth": _plain(self.truth),
+            "truth": plain(self.truth),
             "rows": rows,
         }
 
@@ -184,16 +185,6 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:{sign}.{digits}f}" if abs(value) < 1e5 else f"{value:{sign}.2g}"
-
-
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.0f}%"
 
@@ -201,16 +192,16 @@ def _percent(value: float) -> str:
 _COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
     ("side", 7, lambda row: row.side),
     ("draws", 8, lambda row: f"{row.num_particles:.0f}"),
-    ("nats", 11, lambda row: _number(row.value, 3)),
-    ("Monte-Carlo", 13, lambda row: "± " + _number(row.monte_carlo_error, 3)),
-    ("test set", 10, lambda row: "± " + _number(row.test_set_error, 2)),
+    ("nats", 11, lambda row: number(row.value, 3)),
+    ("Monte-Carlo", 13, lambda row: "± " + number(row.monte_carlo_error, 3)),
+    ("test set", 10, lambda row: "± " + number(row.test_set_error, 2)),
     ("ok", 6, lambda row: _percent(row.ok)),
     ("k > .7", 8, lambda row: _percent(row.pareto_k_above)),
-    ("seconds", 9, lambda row: _number(row.seconds, 1)),
+    ("seconds", 9, lambda row: number(row.seconds, 1)),
     ("evaluations", 13, lambda row: f"{row.evaluations:.0f}"),
 )
 _TRUTH_COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
-    ("bias", 9, lambda row: _number(row.bias, 3, "+")),
-    ("RMSE", 8, lambda row: _number(row.rmse, 3)),
+    ("bias", 9, lambda row: number(row.bias, 3, "+")),
+    ("RMSE", 8, lambda row: number(row.rmse, 3)),
     ("in 95%", 8, lambda row: _percent(row.coverage)),
 )

@@ -65,7 +65,7 @@ class Density:
         x: Data ``[batch, ...]`` as the pair takes them; all rows are in memory at once.
 
     Errors:
-        PairError: for discrete latents, a guide on other values than the model's, or what
+        PairError: for discrete or masked latents, a guide on other values than the model's, or what
             :func:`~pyro_vae.draw_particles` refuses.
 
     Example:
@@ -86,6 +86,7 @@ class Density:
             self._prior = {name: site for name, site in sites.items() if not site["is_observed"]}
             require_same_sites(latent, self._prior, False)
             common_scale([*latent.values(), *sites.values()])
+            _require_unmasked({**latent, **self._prior})
         self._takes = vectorizes(model, guide, (x,), {}, drawn=self._drawn)
         several = x if len(x) > 1 else x.expand(2, *x.shape[1:])  # one row says nothing about rows
         self._apart = not all(self._takes) and rows_apart(model, guide, several)
@@ -164,6 +165,11 @@ class Density:
         log_q = self._log_q(z) + jacobian if q else torch.zeros_like(prior)
         return Terms(prior, likelihood.expand_as(prior), log_q)
 
+    def log_q(self, u: Float[Tensor, "particles batch latent"]) -> Float[Tensor, "particles batch"]:
+        """The guide's log-density at u; the model does not run."""
+        z = self.values(u)
+        return self._log_q(z) + self.log_jacobian(u, z)
+
     def log_jacobian(
         self, u: Float[Tensor, "particles batch latent"], z: dict[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
@@ -208,6 +214,14 @@ class Density:
         if len(drawn) == 1 and num > 1:
             z = {name: value[0] for name, value in z.items()}
         return self.coordinates({name: value.expand(num, len(self.x), *value.shape[2:]) for name, value in z.items()})
+
+
+def _require_unmasked(latent: dict[str, Any]) -> None:
+    if masked := [name for name, site in latent.items() if isinstance(site["mask"], Tensor)]:
+        raise PairError(
+            f"latent sites {masked} are masked for some datapoints, expected a density everywhere: mask the observed "
+            "sites alone, or leave the datapoints out"
+        )
 
 
 def _as_trace(sites: dict[str, Any]) -> poutine.Trace:

@@ -11,6 +11,7 @@ from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
 from .errors import PairError, require_count
 from .evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
+from .reporting import number, plain
 from .traces import Program
 from .vae import VAE
 
@@ -60,13 +61,13 @@ class Evaluation(NamedTuple):
             "num_datapoints": len(self.elbo.value),
             "num_dimensions": self.num_dimensions,
             "estimator": self.estimator,
-            "estimates": [{key: _plain(value) for key, value in row.items()} for row in self.rows()],
+            "estimates": [{key: plain(value) for key, value in row.items()} for row in self.rows()],
             "clamped_scales": self.clamped_scales,
             "latents": {
                 name: {
                     "num_active": summary.num_active,
-                    "mean_variance": [_plain(value) for value in summary.mean_variance.tolist()],
-                    "kl": [_plain(value) for value in summary.kl.tolist()],
+                    "mean_variance": [plain(value) for value in summary.mean_variance.tolist()],
+                    "kl": [plain(value) for value in summary.kl.tolist()],
                 }
                 for name, summary in self.latents.items()
             },
@@ -85,9 +86,9 @@ class Evaluation(NamedTuple):
         lines = [f"{'':10}{'draws':>7}{'nats':>10}{'Monte-Carlo':>13}{'test set':>10}{'bits/dim':>10}{'ESS':>8}"]
         for row in self.rows():
             lines.append(
-                f"{row['estimate']:10}{row['num_particles']:>7.0f}{_number(row['nats'], 3):>10}"
-                f"{'± ' + _number(row['monte_carlo_error'], 3):>13}{'± ' + _number(row['test_set_error'], 2):>10}"
-                f"{_number(row['bits_per_dimension'], 3):>10}{_number(row['median_ess'], 1):>8}"
+                f"{row['estimate']:10}{row['num_particles']:>7.0f}{number(row['nats'], 3):>10}"
+                f"{'± ' + number(row['monte_carlo_error'], 3):>13}{'± ' + number(row['test_set_error'], 2):>10}"
+                f"{number(row['bits_per_dimension'], 3):>10}{number(row['median_ess'], 1):>8}"
             )
         lines += self._doubts()
         for name, summary in self.latents.items():
@@ -176,13 +177,3 @@ def _programs(pair: Any) -> tuple[Program, Program]:
     if len(found) != 2 or not all(map(callable, found)):
         raise PairError(f"pair: expected (model, guide), or an object with both, found {type(pair).__name__}")
     return found[0], found[1]
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no word for a number that is not known, or infinite, but ``null``."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float, digits: int) -> str:
-    """A number that fits its column, whatever its size."""
-    return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.2g}"

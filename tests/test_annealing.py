@@ -206,6 +206,14 @@ def test_one_temperature_is_importance_sampling():
     assert_mean(found.stderr**2, chi2 / 100, sd=found.stderr.square().std() + chi2 / 100)
 
 
+@pytest.mark.parametrize(("num_temperatures", "verdict"), [(1, "doubtful"), (2, "ok")])
+def test_and_is_judged_like_it(num_temperatures, verdict):
+    problem = linear()
+    x, guide = problem.sample(20, seed=4), problem.guide(inflate=1.2)
+    found = ais(problem.model, guide, x, num_temperatures=num_temperatures)
+    assert set(found.verdict) == {verdict}
+
+
 # Any pair
 
 
@@ -490,6 +498,7 @@ def test_models_that_say_not_how_x_arises_are_refused(model, message):
 # Cost
 
 
+@pytest.mark.usefixtures("first_opinion")
 @both_starts
 def test_evaluations_are_counted(start):
     model, guide, modules, x = hand_written(num=5)
@@ -520,6 +529,7 @@ def test_another_temperature_costs_no_evaluation_and_the_guide_runs_once():
     assert not seen
 
 
+@pytest.mark.usefixtures("first_opinion")
 def test_blocks_fit_the_memory_and_keep_the_order():
     problem = linear()
     x = problem.sample(5, seed=8)

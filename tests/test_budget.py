@@ -65,7 +65,7 @@ def test_the_target_is_met_at_less_than_uniform_cost(estimate, target):
 def test_draws_that_are_already_good_enough_are_the_first_few():
     problem, x = linear(), linear().sample(20, seed=0)
     found = importance(problem.model, problem.guide(), x, target_stderr=0.01)
-    assert (found.num_particles == 256).all()
+    assert (found.num_particles == 1024).all()
     assert_right(found, problem.log_evidence(x))
 
 
@@ -143,8 +143,8 @@ def test_what_no_number_of_draws_can_mend_stops_at_the_cap():
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     x = torch.tensor([[1.0], [-1.0], [1.0]])
-    found = importance(model, guide, x, target_stderr=0.01, num_particles=700)
-    assert found.num_particles.tolist() == [700, 256, 700]
+    found = importance(model, guide, x, target_stderr=0.01, num_particles=1700)
+    assert found.num_particles.tolist() == [1700, 1024, 1700]
     assert found.verdict.tolist() == ["unreliable", "ok", "unreliable"]
     assert found.value[1] == pytest.approx(0.0, abs=1e-12)
 

@@ -15,7 +15,7 @@ arrays files hmc lattices moments pareto randomness reliability resampling sched
 weights
 nn
 modules
-data inspection likelihoods pairwise posteriors priors
+data inspection likelihoods pairwise reporting posteriors priors
 batches problems vae
 presets
 traces

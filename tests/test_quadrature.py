@@ -16,7 +16,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.density import Density
 from pyro_vae.errors import ConfigError, DataError, PairError
-from pyro_vae.evidence.quadrature import quadrature
+from pyro_vae.evidence import ais, importance, quadrature
 from pyro_vae.lattices import Lattice
 from pyro_vae.nodes import Direct, Shared, at_nodes
 from pyro_vae.pairwise import pairwise_log_prob
@@ -541,6 +541,21 @@ def test_a_mask_is_respected():
 
     expected = torch.where(seen, dist.Normal(0.0, 2**0.5).log_prob(x[:, 0]), 0.0)
     assert_exact(quadrature(model, wide_guide(1), x), expected)
+
+
+@pytest.mark.parametrize("estimate", [quadrature, ais, functools.partial(importance, proposal="refined")])
+def test_a_mask_on_latents_is_refused(estimate):
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x > 0):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x > 0):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    with pytest.raises(PairError, match=r"latent sites \['z'\] are masked for some datapoints, expected"):
+        estimate(model, guide, torch.tensor([1.0, -1.0]))
 
 
 def test_missing_values_masked_by_what_is_in_x():

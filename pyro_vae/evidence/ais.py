@@ -104,5 +104,5 @@ def ais(
         max_bytes=max_bytes,
         progress=progress,
     )
-    whole = collected(found, side="lower", num_particles=num_particles)
+    whole = collected(found, side="lower", num_particles=num_particles, chains=num_temperatures > 1)
     return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)

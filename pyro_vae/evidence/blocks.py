@@ -112,16 +112,25 @@ class Summary(NamedTuple):
         return cls(value, moments.stderr, moments.ess, len(log_w), num_evaluations)
 
 
-def collected(found: list[Summary], *, side: Side, num_particles: int, simulated: bool = False) -> LogEvidence:
-    """The estimate for all datapoints from that of their blocks."""
+def collected(
+    found: list[Summary], *, side: Side, num_particles: int, simulated: bool = False, chains: bool = True
+) -> LogEvidence:
+    """The estimate for all datapoints from that of their blocks; draws that are no ``chains`` are judged as draws."""
     value, stderr, ess = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
+    unknown = torch.full_like(value, torch.nan)  # too few weights for a tail
     return LogEvidence(
         value=value,
         stderr=stderr,
         side=side,
         ess=ess,
-        pareto_k=torch.full_like(value, torch.nan),  # too few weights for a tail
-        judgement=judge(value=value, stderr=stderr, ess=ess, num_particles=found[0].num_weights),
+        pareto_k=unknown,
+        judgement=judge(
+            value=value,
+            stderr=stderr,
+            ess=ess,
+            pareto_k=None if chains else unknown,
+            num_particles=found[0].num_weights,
+        ),
         num_particles=torch.full_like(value, num_particles, dtype=torch.long),
         num_evaluations=torch.full_like(value, found[0].num_evaluations, dtype=torch.long),
         simulated=simulated,

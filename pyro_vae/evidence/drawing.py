@@ -24,7 +24,7 @@ from .refinement import REFINEMENT_EVALUATIONS, refined
 
 _SCALES = (1.0, 1.1, 1.2, 1.4, 1.7, 2.0)  # by which the guide is inflated
 _PILOT = 100  # draws for each of them
-_FIRST = 256  # draws, before an error is looked at
+_FIRST = 1024  # draws, before an error is looked at: that of few is small where they missed the large weights
 _GROWTH = 4.0  # at most, from one look to the next: an error from few draws says little
 _RUNG = 2**0.25  # budgets are rounded up to powers of this, so that datapoints are drawn together
 _BUFFER = 1024  # draws per datapoint that wait to be summarised together

@@ -49,7 +49,7 @@ def importance(
       answer in 200 steps of 10 draws, and made so much wider that half of the effective draws would be lost if the
       posterior were that Gaussian. In many dimensions this is what brings k-hat down.
 
-    With ``target_stderr``, draws go to where the error is large: each datapoint gets a few hundred, and further ones
+    With ``target_stderr``, draws go to where the error is large: each datapoint gets about a thousand, and further ones
     until its standard error is met or ``num_particles`` are spent. A rule that stops by the draws themselves leaves a
     bias, of the order of the squared error for weights that have a variance. For others it may be several errors large:
     it stops where no large weight has come up yet, and so do the draws look ``ok`` more often than as many draws would

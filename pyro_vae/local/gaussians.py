@@ -82,7 +82,7 @@ def _by_slopes(density: Density, u: Float[Tensor, "particles batch latent"]) -> 
 def _slope(density: Density, at: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
     with torch.enable_grad():
         u = at[None].requires_grad_()
-        return torch.autograd.grad(density.terms(u).log_q.sum(), u)[0][0]
+        return torch.autograd.grad(density.log_q(u).sum(), u)[0][0]
 
 
 @torch.no_grad()
@@ -92,4 +92,4 @@ def _same(density: Density, u: Float[Tensor, "particles batch latent"], start: S
     log_det = start.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     gaussian = -0.5 * (noise.square().sum(-1) + density.dim * math.log(2 * math.pi)) - log_det
     rounding = math.sqrt(torch.finfo(u.dtype).eps)
-    return torch.allclose(density.terms(u).log_q, gaussian, rounding, rounding)
+    return torch.allclose(density.log_q(u), gaussian, rounding, rounding)
