@@ -158,7 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
-    provenance, clock = origin(argv, seed=0), Clock()
+    provenance, clock = origin(["RUN" if word == str(args.run) else word for word in argv], seed=0), Clock()
     config, vae = load_run(args.run)
     source = pv.data.load("mnist", data_dir=str(args.data_dir))
     x = pv.data.Pixels(source.x_test, "static", max_value=source.max_value, seed=config.binarise_seed)
