@@ -1,4 +1,4 @@
-"""Exam questions with exact answers: E1, E2, E4 (``total``), E5, E6, and the traps that others fall into.
+"""Exam questions with exact answers: E1, E2, E4 (``total``), E5, E6, E7, and the traps that others fall into.
 
 The answers were computed in float64 outside this library; where that takes a line or two they are computed here again,
 by quadrature or in closed form, so that neither a wrong table nor a wrong library can pass.
@@ -554,3 +554,55 @@ def test_averaging_the_history_holds_means_over_datapoints():
         assert history.epochs[0].validation_bound == pytest.approx(
             pair.problem.log_evidence(other).mean().item(), abs=1e-9
         )
+
+
+# E7: a linear VAE is probabilistic principal component analysis
+
+
+class LinearVAE(nn.Module):
+    """A decoder, an encoder and widths that are linear or constant, as a hand-written pair."""
+
+    def __init__(self, num_features, latent_dim):
+        super().__init__()
+        self.decoder, self.encoder = nn.Linear(latent_dim, num_features), nn.Linear(num_features, latent_dim)
+        self.log_noise, self.log_scale = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(latent_dim))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(self.log_scale), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), self.log_noise.exp()).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), self.log_scale.exp()).to_event(1))
+
+    @torch.no_grad()
+    def log_evidence(self, x):
+        W, noise = self.decoder.weight, self.log_noise.exp()
+        covariance = W @ W.T + noise**2 * torch.eye(len(W))
+        return dist.MultivariateNormal(self.decoder.bias, covariance).log_prob(x)
+
+
+def largest_log_evidence(x, latent_dim):
+    """Tipping & Bishop's maximum: the noise is the mean of the eigenvalues that are left out."""
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    noise = eigenvalues[latent_dim:].mean()
+    log_det = eigenvalues[:latent_dim].log().sum() + (x.shape[1] - latent_dim) * noise.log()
+    return -0.5 * (x.shape[1] * math.log(2 * math.pi) + log_det + x.shape[1]).item()
+
+
+def test_e7_a_linear_vae_reaches_the_maximum_and_closes_the_gap():
+    x, latent_dim = linear().sample(400, seed=0), 2
+    vae = LinearVAE(x.shape[1], latent_dim)
+    with torch.no_grad():
+        vae.decoder.weight.mul_(0.3)
+    best = largest_log_evidence(x, latent_dim)
+    assert vae.log_evidence(x).mean().item() < best - 0.1
+    options = {"objective": ELBO(gradient="path"), "learning_rate": 0.03, "schedule": "cosine", "batch_size": len(x)}
+    pv.fit(vae, x, num_epochs=800, progress=False, **options)
+    reached = vae.log_evidence(x).mean().item()
+    assert best - 0.01 < reached <= best + 1e-9
+    assert pv.evidence.elbo(vae.model, vae.guide, x).mean == pytest.approx(reached, abs=0.01)
+    found = pv.evidence.importance(vae.model, vae.guide, x, num_particles=500)
+    assert_within_own_error(found, vae.log_evidence(x))
+    assert found.share("ok") == 1
