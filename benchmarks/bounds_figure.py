@@ -104,7 +104,7 @@ def _legend(figure: Figure, ax: Axes) -> None:
         f"k-hat > .7 for more than {_NOTABLE:.0%} of the images": Patch(**_HATCH),
     }
     common: dict[str, Any] = {"frameon": False, "fontsize": 9, "handletextpad": 0.4, "columnspacing": 1.2}
-    figure.legend(curves, names, loc="outside upper center", ncols=3 * len(figure.axes), **common)
+    figure.legend(curves, names, loc="outside upper center", ncols=5 * min(2, len(figure.axes)), **common)
     figure.legend(
         [*regions.values(), ax.lines[-1]],
         [*regions, "exact log p(x)"],

@@ -45,7 +45,8 @@ def importance(
       tell datapoints apart, it is the one that is best for all.
     - ``"defensive"``: a tenth of the draws from the prior, the others from the guide, weighed as draws of the mixture;
       no weight exceeds about ten times the likelihood.
-    - ``"refined"``: for each datapoint a Gaussian with full covariance that maximises the ELBO, found from the guide's
+    - ``"refined"``: a tenth of the draws from the guide, the others from a Gaussian with full covariance, weighed as
+      draws of the mixture. For each datapoint it is the Gaussian that maximises the ELBO, found from the guide's
       answer in 200 steps of 10 draws, and made so much wider that half of the effective draws would be lost if the
       posterior were that Gaussian. In many dimensions this is what brings k-hat down.
 
