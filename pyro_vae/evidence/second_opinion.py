@@ -21,7 +21,7 @@ from ..reliability import Judgement
 from ..traces import Program
 from .base import LogEvidence
 
-_MOST_DRAWS = 8192  # decoded once for all datapoints
+_MOST_DRAWS = 2**15  # decoded once for all datapoints
 _MOST_DIMENSIONS = 10  # in more, draws from the prior hardly ever meet a posterior
 _MOST_ROWS = 256
 _ERRORS = 4.0
@@ -55,8 +55,8 @@ def second_opinion(
     hit is above log p(x) by so much, 7 nats, with a probability below :math:`e^{-7}`, and several hits are hardly more
     often: a right value stays what it is.
 
-    The draws, at most 8192 and never more than the estimator's own of all datapoints together, are decoded once for all
-    and not counted in ``num_evaluations``. Pairs of more than 10 latent dimensions, of discrete latents, or with a
+    The draws, at most 32,768 and never more than the estimator's own of all datapoints together, are decoded once for
+    all and not counted in ``num_evaluations``. Pairs of more than 10 latent dimensions, of discrete latents, or with a
     prior or a decoder that differ between datapoints get no second opinion.
     """
     with untouched(model, guide, seed=(seed, "second opinion")):
