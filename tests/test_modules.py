@@ -15,6 +15,7 @@ import pyro_vae as pv
 from pyro_vae import likelihoods
 from pyro_vae.errors import ConfigError, DataError, ShapeError
 from pyro_vae.likelihoods import Bernoulli, Gaussian
+from pyro_vae.nn import Tanh
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.presets import PRESETS, burda_vae, mlp_vae
 from pyro_vae.priors import StandardNormal
@@ -530,3 +531,12 @@ def test_a_bernoulli_is_the_same_whether_or_not_a_gradient_is_asked_for(monkeypa
 def test_a_bernoulli_without_a_gradient_has_no_overflow():
     logits = torch.tensor([[200.0] * 40, [-200.0] * 40])
     torch.testing.assert_close(Bernoulli((40,))(logits).log_prob(torch.ones(40)), torch.tensor([0.0, -8000.0]))
+
+
+def test_a_tanh_without_a_gradient_is_a_tanh():
+    a = torch.cat([torch.linspace(-12, 12, 10_001), torch.tensor([-math.inf, -100.0, 100.0, math.inf])])
+    exact = a.double().tanh()
+    assert (Tanh()(a) - exact).abs().max() < 4e-7
+    assert torch.equal(Tanh()(a.double()), exact)
+    assert torch.equal(Tanh()(a.requires_grad_()), a.tanh())
+    assert Tanh()(torch.tensor(math.nan)).isnan()
