@@ -175,7 +175,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         "chains": lambda: chains(vae, x[: args.images], args.temperatures),
         "budget": lambda: budget(vae, x[: args.budget_images]),
     }
-    record: dict[str, Any] = {"trained_by": config.to_dict()}
+    record: dict[str, Any] = {"trained_by": {**config.to_dict(), "data_dir": "DATA"}}
     for question in args.only:
         record[question] = answers[question]()
         write(args.out, {**record, "provenance": provenance | clock.read()})

@@ -2,7 +2,7 @@ r"""Sums of p(x, z) over the nodes of a lattice of latent values, which are deco
 
 from __future__ import annotations
 
-__all__ = ["Direct", "Nodes", "Shared", "at_nodes"]
+__all__ = ["Direct", "Nodes", "Shared", "at_nodes", "densities_of"]
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -17,11 +17,13 @@ from .errors import PairError
 from .modules import largest_output
 from .moments import LogMoments
 from .pairwise import pairwise_log_prob
+from .probing import blocks_of
 from .sites import total
-from .traces import site_log_prob
+from .traces import Program, site_log_prob
 
 Count = Callable[[int], Any]
 
+_MOST_ROWS = 256
 _COPIES = 16  # of the largest activation while a node is decoded, some of them in double precision
 
 
@@ -113,6 +115,12 @@ class Direct:
             log_p = density.terms(u.expand(-1, len(density.x), -1), q=False).log_p
             self._count(log_p.numel())
             yield LogMoments.of(log_p)
+
+
+def densities_of(model: Program, guide: Program, x: Tensor, max_bytes: int) -> list[Density]:
+    """The pair on consecutive rows of the data, of which so many fit memory."""
+    rows = min(_MOST_ROWS, max(1, max_bytes // (4 * 8 * x[0].nbytes)))
+    return [Density(model, guide, block) for block in blocks_of(model, guide, x, rows)]
 
 
 def at_nodes(densities: Sequence[Density], *, max_bytes: int, count: Count) -> Shared | Direct:

@@ -19,15 +19,13 @@ from ..inspection import progress_bar, untouched
 from ..lattices import Lattice
 from ..modules import suited
 from ..moments import LogMoments
-from ..nodes import Direct, Shared, at_nodes
-from ..probing import blocks_of
+from ..nodes import Direct, Shared, at_nodes, densities_of
 from ..reliability import Judgement, judge
 from ..traces import Program
 from .base import LogEvidence
 from .boxes import Box, box_around
 
 _MOST_DIMENSIONS = 2
-_MOST_ROWS = 256
 _MOST_WIDENINGS = 12
 _SMALL = 1e-3  # nats: a last change that is too large and yet of no consequence
 _FEWEST_NODES = 4  # along each dimension, that a settled sum rests on
@@ -99,8 +97,7 @@ def quadrature(
     max_bytes = require_count("max_bytes", max_bytes)
     x = suited(as_batch(x), model, guide)
     with untouched(model, guide, seed=(seed, "quadrature")), progress_bar(None, progress) as bar:
-        rows = min(_MOST_ROWS, max(1, max_bytes // (4 * 8 * x[0].nbytes)))
-        densities = [Density(model, guide, block) for block in blocks_of(model, guide, x, rows)]
+        densities = densities_of(model, guide, x, max_bytes)
         _require_few_dimensions(densities[0])
         nodes = at_nodes(densities, max_bytes=max_bytes, count=bar.update)
         rows = torch.arange(len(x), device=x.device)

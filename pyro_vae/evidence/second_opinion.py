@@ -11,19 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..density import Density
 from ..errors import PairError
 from ..inspection import untouched
 from ..moments import LogMoments
-from ..nodes import Shared, at_nodes
-from ..probing import blocks_of
+from ..nodes import Shared, at_nodes, densities_of
 from ..reliability import Judgement
 from ..traces import Program
 from .base import LogEvidence
 
 _MOST_DRAWS = 2**15  # decoded once for all datapoints
 _MOST_DIMENSIONS = 10  # in more, draws from the prior hardly ever meet a posterior
-_MOST_ROWS = 256
 _ERRORS = 4.0
 
 
@@ -60,9 +57,8 @@ def second_opinion(
     prior or a decoder that differ between datapoints get no second opinion.
     """
     with untouched(model, guide, seed=(seed, "second opinion")):
-        rows = min(_MOST_ROWS, max(1, max_bytes // (4 * 8 * x[0].nbytes)))
         try:
-            densities = [Density(model, guide, block) for block in blocks_of(model, guide, x, rows)]
+            densities = densities_of(model, guide, x, max_bytes)
         except PairError:
             return found
         if not 0 < densities[0].dim <= _MOST_DIMENSIONS:
