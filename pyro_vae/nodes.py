@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Direct", "Nodes", "Shared", "at_nodes", "densities_of"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,10 +117,10 @@ class Direct:
             yield LogMoments.of(log_p)
 
 
-def densities_of(model: Program, guide: Program, x: Tensor, max_bytes: int) -> list[Density]:
-    """The pair on consecutive rows of the data, of which so many fit memory."""
+def densities_of(model: Program, guide: Program, x: Tensor, max_bytes: int) -> Iterator[Density]:
+    """The pair on consecutive rows of the data, of which so many fit memory; made one after the other."""
     rows = min(_MOST_ROWS, max(1, max_bytes // (4 * 8 * x[0].nbytes)))
-    return [Density(model, guide, block) for block in blocks_of(model, guide, x, rows)]
+    return (Density(model, guide, block) for block in blocks_of(model, guide, x, rows))
 
 
 def at_nodes(densities: Sequence[Density], *, max_bytes: int, count: Count) -> Shared | Direct:

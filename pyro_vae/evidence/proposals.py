@@ -2,7 +2,17 @@ r"""What to draw from: the guide, the guide inflated, or a mixture of the guide 
 
 from __future__ import annotations
 
-__all__ = ["Chunks", "Defensive", "Drawer", "Guided", "Rows", "inflated"]
+__all__ = [
+    "Chunks",
+    "Defensive",
+    "Drawer",
+    "Guided",
+    "Rows",
+    "even_blocks",
+    "inflated",
+    "log_mixture",
+    "minority",
+]
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -25,7 +35,7 @@ Chunks = Iterator[tuple[slice, Float[Tensor, "particles batch"]]]
 Rows = Int[Tensor, " chosen"]
 Drawer = Callable[[Rows, int], Chunks]
 """From rows of the data and a number of draws to their log-weights; the slices count from the first of these rows."""
-_PRIOR_SHARE = 0.1  # of the defensive mixture's draws
+_SHARE = 0.1  # of a mixture's draws: those from the prior or, beside refined Gaussians, from the guide
 
 
 class Guided(NamedTuple):
@@ -58,18 +68,33 @@ class Defensive(NamedTuple):
         start = 0
         for batch in x.split(min(256, max(1, fits // 4)) if apart else len(x)):
             span, density = slice(start, start + len(batch)), Density(self.model, self.guide, batch).require_guide()
-            blocks = -(-num // max(4, fits // len(batch)))
-            for block in range(blocks):  # of nearly equal size, so that each has draws from both
-                yield span, _mixture_weights(density, num * (block + 1) // blocks - num * block // blocks)
+            for size in even_blocks(num, max(4, fits // len(batch))):
+                yield span, _mixture_weights(density, size)
             start = span.stop
 
 
 def _mixture_weights(density: Density, num: int) -> Float[Tensor, "particles batch"]:
-    from_prior = min(num - 1, max(1, round(_PRIOR_SHARE * num)))
+    from_prior = minority(num)
     u = torch.cat([density.draw_prior(from_prior), density.draw(num - from_prior)])
-    terms, share = density.terms(u), torch.tensor(from_prior / num, dtype=torch.float64)
-    log_mixture = torch.logaddexp(terms.log_prior + share.log(), terms.log_q + (1 - share).log())
-    return terms.log_p - log_mixture
+    terms = density.terms(u)
+    return terms.log_p - log_mixture(terms.log_prior, terms.log_q, num)
+
+
+def even_blocks(num: int, most: int) -> list[int]:
+    """``num`` draws in blocks of nearly equal size, so that each has draws from both parts of a mixture."""
+    blocks = -(-num // most)
+    return [num * (block + 1) // blocks - num * block // blocks for block in range(blocks)]
+
+
+def minority(num: int) -> int:
+    """How many of ``num`` draws are from the smaller part of a mixture."""
+    return min(num - 1, max(1, round(_SHARE * num)))
+
+
+def log_mixture(log_minority: Tensor, log_majority: Tensor, num: int) -> Float[Tensor, "particles batch"]:
+    """The mixture's log-density from those of its parts, at ``num`` draws."""
+    share = torch.tensor(minority(num) / num, dtype=torch.float64)
+    return torch.logaddexp(log_minority + share.log(), log_majority + (1 - share).log())
 
 
 def inflated(guide: Program, scale: float) -> Program:

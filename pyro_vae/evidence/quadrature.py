@@ -97,8 +97,9 @@ def quadrature(
     max_bytes = require_count("max_bytes", max_bytes)
     x = suited(as_batch(x), model, guide)
     with untouched(model, guide, seed=(seed, "quadrature")), progress_bar(None, progress) as bar:
-        densities = densities_of(model, guide, x, max_bytes)
-        _require_few_dimensions(densities[0])
+        others = densities_of(model, guide, x, max_bytes)
+        _require_few_dimensions(first := next(others))
+        densities = [first, *others]
         nodes = at_nodes(densities, max_bytes=max_bytes, count=bar.update)
         rows = torch.arange(len(x), device=x.device)
         found = _refined(

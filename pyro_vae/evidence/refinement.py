@@ -17,11 +17,10 @@ from ..density import Density
 from ..local import Full, Plan, best_member, start_of
 from ..particles import room
 from ..traces import Program
-from .proposals import Chunks, Rows
+from .proposals import Chunks, Rows, even_blocks, log_mixture, minority
 
 _NUM_STEPS, _STEP_PARTICLES, _LEARNING_RATE, _JUDGED_BY = 200, 10, 0.05, 100
 _MOST_ROWS = 256
-_GUIDE_SHARE = 0.1  # of the draws
 _GRAPH = 4  # what a gradient keeps, in activations
 
 REFINEMENT_EVALUATIONS = _NUM_STEPS * _STEP_PARTICLES + _JUDGED_BY
@@ -52,9 +51,8 @@ class Refined(NamedTuple):
         for start in range(0, len(rows), each):
             span = slice(start, min(start + each, len(rows)))
             density, member = Density(self.model, self.guide, self.x[rows[span]]), self._member(rows[span])
-            blocks = -(-num // max(10, self.fits // (span.stop - start)))
-            for block in range(blocks):  # of nearly equal size, so that each has draws from both
-                yield span, _mixture_weights(density, member, num * (block + 1) // blocks - num * block // blocks)
+            for size in even_blocks(num, max(10, self.fits // (span.stop - start))):
+                yield span, _mixture_weights(density, member, size)
 
     def _member(self, rows: Rows) -> Full:
         places = self.places[rows]
@@ -62,13 +60,11 @@ class Refined(NamedTuple):
 
 
 def _mixture_weights(density: Density, member: Full, num: int) -> Float[Tensor, "particles batch"]:
-    from_guide = min(num - 1, max(1, round(_GUIDE_SHARE * num)))
+    from_guide = minority(num)
     noise = torch.randn(num - from_guide, *member.loc.shape).to(member.loc)
     u = torch.cat([density.draw(from_guide), member.draw(noise, member.parameters)[0]])
-    share = torch.tensor(from_guide / num, dtype=torch.float64)
     log_gaussian = member.log_density(u, member.parameters)
-    log_mixture = torch.logaddexp(density.log_q(u) + share.log(), log_gaussian + (1 - share).log())
-    return density.terms(u, q=False).log_p - log_mixture
+    return density.terms(u, q=False).log_p - log_mixture(density.log_q(u), log_gaussian, num)
 
 
 def inflation(dim: int) -> float:

@@ -58,16 +58,18 @@ def second_opinion(
     """
     with untouched(model, guide, seed=(seed, "second opinion")):
         try:
-            densities = densities_of(model, guide, x, max_bytes)
+            others = densities_of(model, guide, x, max_bytes)
+            first = next(others)
+            if not 0 < first.dim <= _MOST_DIMENSIONS:
+                return found
+            densities = [first, *others]
         except PairError:
-            return found
-        if not 0 < densities[0].dim <= _MOST_DIMENSIONS:
             return found
         nodes = at_nodes(densities, max_bytes=max_bytes, count=lambda _: None)
         if not isinstance(nodes, Shared):
             return found
         num = min(_MOST_DRAWS, int(found.num_evaluations.sum()))
-        u = densities[0].draw_prior(-(-num // len(densities[0].x))).flatten(0, 1)[:num]
+        u = first.draw_prior(-(-num // len(first.x))).flatten(0, 1)[:num]
         prior = nodes.log_sums(Points(u), torch.arange(len(x), device=x.device), prior=False)
     return found._replace(judgement=_with(found, prior))
 
