@@ -35,6 +35,10 @@ ProposalName = Annotated[
 ]
 Images = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")]
 RunFolder = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+Views = Annotated[
+    Positional[tuple[Literal["history", "reconstructions", "samples", "manifold", "latents"], ...]],
+    tyro.conf.arg(metavar="[VIEW ...]", help_behavior_hint="(default: those of `train`)"),
+]
 DataDir = Annotated[
     str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the run's, $PYRO_VAE_DATA or data)")
 ]
@@ -156,17 +160,18 @@ def sample(run: RunFolder, num: int = 100, seed: int = 0, json: bool = False) ->
     return 0
 
 
-def plot(run: RunFolder, data_dir: DataDir = None, json: bool = False) -> int:
-    """Draw a run's pictures again.
+def plot(run: RunFolder, views: Views = (), data_dir: DataDir = None, json: bool = False) -> int:
+    """Draw a run's pictures again, or other views of it.
 
     Args:
         run: The run folder.
+        views: Which pictures.
         data_dir: torchvision's data folder.
         json: Print the paths as JSON.
     """
     from . import runs
 
-    _print_paths(runs.plot_run(run, data_dir=data_dir), json)
+    _print_paths(runs.plot_run(run, views=views, data_dir=data_dir), json)
     return 0
 
 

@@ -6,7 +6,7 @@ __all__ = ["Run", "compare_run", "evaluate_run", "load_run", "plot_run", "resume
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +27,9 @@ from .evidence import ESTIMATORS, Proposal, quadrature
 from .files import replace_file
 from .randomness import seeded
 from .training import fit
-from .training_state import Epoch, History, previous, read_epochs
+from .training_state import History, previous, read_epochs
 from .vae import VAE
+from .views import SAMPLES_TITLE, Scene, draw
 
 
 class Run(NamedTuple):
@@ -166,17 +167,17 @@ def sample_run(folder: str | Path, *, num: int = 100, seed: int = 0) -> list[Pat
     arrays = io.BytesIO()
     np.savez_compressed(arrays, z=z.numpy(), x=x.numpy(), mean=mean.numpy())
     replace_file(base.with_suffix(".npz"), arrays.getvalue())
-    title = _SAMPLES_TITLE + (f" (the first {_MOST_PICTURES} of {num})" if num > _MOST_PICTURES else "")
+    title = SAMPLES_TITLE + (f" (the first {_MOST_PICTURES} of {num})" if num > _MOST_PICTURES else "")
     plot.save(plot.images(mean[:_MOST_PICTURES], title=title), base.with_suffix(".png"))
     return [base.with_suffix(".npz"), base.with_suffix(".png")]
 
 
-def plot_run(folder: str | Path, *, data_dir: str | None = None) -> list[Path]:
-    """Draw a run's pictures again."""
+def plot_run(folder: str | Path, *, views: Sequence[str] | None = None, data_dir: str | None = None) -> list[Path]:
+    """Draw a run's pictures again, or those ``views`` of it that are asked for."""
     config, vae = load_run(folder)
-    source = data.load(config.dataset, data_dir=data_dir or config.data_dir)
-    _, _, x_test, y_test = split(config, source)
-    return _draw(config, Path(folder), vae, read_epochs(Path(folder) / "history.csv"), x_test, y_test)
+    x_train, _, x_test, y_test = split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
+    epochs = read_epochs(Path(folder) / "history.csv")
+    return draw(Scene(config, vae, epochs, x_train, x_test, y_test), folder, views)
 
 
 def load_run(folder: str | Path) -> tuple[TrainConfig, VAE]:
@@ -189,7 +190,6 @@ def load_run(folder: str | Path) -> tuple[TrainConfig, VAE]:
 
 
 _CHECKPOINT, _MODEL = "training.safetensors", "model.safetensors"
-_SAMPLES_TITLE = "means E[x | z] for z drawn from the prior"
 _MOST_PICTURES = 100
 
 
@@ -228,48 +228,11 @@ def _train(config: TrainConfig, folder: Path, parts: Split, progress: bool) -> R
     record = _record(config, found.to_dict(), config.seed)
     record["training"] = {"epochs": len(history.epochs), "seconds": history.epochs[-1].seconds}
     _write_json(folder / "evaluation.json", record)
-    pictures = _draw(config, folder, vae, history.epochs, x_test, y_test)
+    pictures = draw(Scene(config, vae, history.epochs, x_train, x_test, y_test), folder)
     save(vae, folder / _MODEL)  # last: its presence says that the run is complete
     for left in (folder / _CHECKPOINT, previous(folder / _CHECKPOINT)):
         left.unlink(missing_ok=True)
     return Run(folder, config, history, protocol(config, x_test), found, pictures)
-
-
-def _named(config: TrainConfig) -> str:
-    """What is maximised, as a title has it."""
-    return config.objective.upper().replace("_", " ") + (f" ({config.gradient})" if config.gradient else "")
-
-
-def _draw(
-    config: TrainConfig, folder: Path, vae: VAE, epochs: list[Epoch], x_test: Tensor, y_test: Tensor
-) -> list[Path]:
-    """The pictures of a run; those of the latent space need two dimensions."""
-    with seeded(config.seed, "pictures"), torch.no_grad():
-        z = vae.prior().sample(torch.Size([100]))
-        drawn: dict[str, Callable[[], Any]] = {
-            "history": lambda: plot.history(
-                epochs,
-                title=f"{config.dataset}, {config.likelihood.capitalize()}: {_named(config)}",
-                label="bound" if objective_of(config).side == "lower" else "what is maximised",
-            ),
-            "reconstructions": lambda: plot.reconstructions(
-                x_test[:12], vae.reconstruct(x_test[:12]), title="test images and E[x | z] at z = E[z | x]"
-            ),
-            "samples": lambda: plot.images(vae.decode(z).mean, title=_SAMPLES_TITLE),
-        }
-        if vae.latent_dim == 2:
-            z_side, grid = plot.latent_grid(20 if min(vae.data_shape) >= 16 else 12)
-            drawn["manifold"] = lambda: plot.manifold(
-                vae.decode(grid).mean, z_side, title="means E[x | z] on a grid of quantiles of the prior"
-            )
-            drawn["latents"] = lambda: plot.latents(
-                vae.encode(x_test).mean, y_test, title=f"{config.dataset} test set: posterior means by class"
-            )
-        paths = []
-        for name, picture in drawn.items():
-            paths.append(folder / f"{name}.png")
-            plot.save(picture(), paths[-1])
-    return paths
 
 
 def _record(config: TrainConfig, found: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -1,0 +1,19 @@
+"""Pictures: values in, Axes out. Nothing is shown or saved here except by :func:`save`."""
+
+from .base import save
+from .latents import latents
+from .numbers import inference_gaps, log_evidence
+from .pictures import images, latent_grid, manifold, reconstructions
+from .training import history
+
+__all__ = [
+    "history",
+    "images",
+    "inference_gaps",
+    "latent_grid",
+    "latents",
+    "log_evidence",
+    "manifold",
+    "reconstructions",
+    "save",
+]

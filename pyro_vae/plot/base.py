@@ -1,0 +1,48 @@
+"""What the pictures share: Axes, files, and what arrays have to look like."""
+
+from __future__ import annotations
+
+__all__ = ["as_pictures", "dot_size", "new_axes", "save"]
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..arrays import as_tensor
+from ..errors import ShapeError
+from ..files import replace_file
+
+
+def new_axes(ax: Axes | None, *, width: float, height: float) -> Axes:
+    """The given Axes, or new ones in a figure of their own, without pyplot's global state."""
+    return Figure(figsize=(width, height + 0.3), layout="constrained").subplots() if ax is None else ax
+
+
+def dot_size(num: int) -> float:
+    """A marker's area that fills the plane about as well for 10,000 points as for 300."""
+    return float(np.clip(5000 / num, 2, 14))
+
+
+def as_pictures(x: Any) -> np.ndarray:
+    """Images as ``[n, height, width]``; flat ones are squared if they can be, one channel is dropped."""
+    x = as_tensor(x).detach().cpu().numpy()
+    if x.ndim == 4 and x.shape[1] == 1:
+        x = x[:, 0]
+    if x.ndim == 2 and (side := round(x.shape[1] ** 0.5)) ** 2 == x.shape[1]:
+        x = x.reshape(-1, side, side)
+    if x.ndim != 3:
+        raise ShapeError(f"expected images of shape (n, height, width), got {x.shape}: reshape them")
+    return x
+
+
+def save(ax: Axes, path: str | Path, *, dpi: int = 150) -> None:
+    """Write the figure that ``ax`` is in, as PNG."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight")
+    replace_file(path, content.getvalue())

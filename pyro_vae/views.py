@@ -1,0 +1,103 @@
+"""The pictures of a run: each view is a name, when it can be drawn, and how."""
+
+from __future__ import annotations
+
+__all__ = ["SAMPLES_TITLE", "VIEWS", "Scene", "draw"]
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import data, plot
+from .assembly import objective_of
+from .config import TrainConfig
+from .errors import ConfigError
+from .randomness import seeded
+from .training_state import Epoch
+from .vae import VAE
+
+SAMPLES_TITLE = "means E[x | z] for z drawn from the prior"
+
+
+class Scene(NamedTuple):
+    """What there is to look at: a trained model, how it was trained, and the data."""
+
+    config: TrainConfig
+    vae: VAE
+    epochs: list[Epoch]
+    x_train: data.Pixels
+    x_test: Tensor
+    y_test: Tensor
+
+
+class View(NamedTuple):
+    """A picture: values of a scene, drawn by a function of :mod:`pyro_vae.plot`."""
+
+    draw: Callable[[Scene], Any]
+    standard: bool = True
+    """Whether it is drawn without being asked for."""
+    planar: bool = False
+    """Whether it needs two latent dimensions."""
+
+
+def draw(scene: Scene, folder: str | Path, views: Sequence[str] | None = None) -> list[Path]:
+    """Draw the named views, or all standard ones that this model has, into ``folder``.
+
+    Errors:
+        ConfigError: for a view that there is not, or that needs another number of latent dimensions.
+    """
+    planar = scene.vae.latent_dim == 2
+    chosen = [name for name, view in VIEWS.items() if view.standard and (planar or not view.planar)]
+    for name in views or ():
+        if name not in VIEWS:
+            raise ConfigError(f"view {name!r}: expected one of {', '.join(VIEWS)}")
+        if VIEWS[name].planar and not planar:
+            raise ConfigError(f"view {name!r} needs two latent dimensions, found {scene.vae.latent_dim}")
+    paths = []
+    for name in views or chosen:
+        with seeded(scene.config.seed, "pictures", name), torch.no_grad():
+            paths.append(Path(folder) / f"{name}.png")
+            plot.save(VIEWS[name].draw(scene), paths[-1])
+    return paths
+
+
+def _history(scene: Scene) -> Any:
+    config = scene.config
+    objective = config.objective.upper().replace("_", " ") + (f" ({config.gradient})" if config.gradient else "")
+    return plot.history(
+        scene.epochs,
+        title=f"{config.dataset}, {config.likelihood.capitalize()}: {objective}",
+        label="bound" if objective_of(config).side == "lower" else "what is maximised",
+    )
+
+
+def _reconstructions(scene: Scene) -> Any:
+    x = scene.x_test[:12]
+    return plot.reconstructions(x, scene.vae.reconstruct(x), title="test images and E[x | z] at z = E[z | x]")
+
+
+def _samples(scene: Scene) -> Any:
+    z = scene.vae.prior().sample(torch.Size([100]))
+    return plot.images(scene.vae.decode(z).mean, title=SAMPLES_TITLE)
+
+
+def _manifold(scene: Scene) -> Any:
+    z, grid = plot.latent_grid(20 if min(scene.vae.data_shape) >= 16 else 12)
+    return plot.manifold(scene.vae.decode(grid).mean, z, title="means E[x | z] on a grid of quantiles of the prior")
+
+
+def _latents(scene: Scene) -> Any:
+    title = f"{scene.config.dataset} test set: posterior means by class"
+    return plot.latents(scene.vae.encode(scene.x_test).mean, scene.y_test, title=title)
+
+
+VIEWS: dict[str, View] = {
+    "history": View(_history),
+    "reconstructions": View(_reconstructions),
+    "samples": View(_samples),
+    "manifold": View(_manifold, planar=True),
+    "latents": View(_latents, planar=True),
+}
