@@ -15,7 +15,9 @@ arrays files hmc lattices moments pareto randomness reliability resampling sched
 weights
 nn
 modules
-data inspection likelihoods pairwise reporting posteriors priors
+data inspection likelihoods.base pairwise reporting posteriors priors
+likelihoods.*
+likelihoods
 batches problems vae
 presets
 traces

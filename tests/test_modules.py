@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import likelihoods
 from pyro_vae.errors import ConfigError, DataError, ShapeError
-from pyro_vae.likelihoods import Bernoulli, Gaussian
+from pyro_vae.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, bernoulli
 from pyro_vae.nn import Tanh
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.presets import PRESETS, burda_vae, mlp_vae
@@ -26,8 +25,12 @@ LIKELIHOODS = {
     "gaussian, fixed": lambda shape: Gaussian(shape, scale=0.7),
     "gaussian, learned": lambda shape: Gaussian(shape, scale="learned"),
     "gaussian, from the decoder": lambda shape: Gaussian(shape, scale="decoder"),
+    "continuous bernoulli": ContinuousBernoulli,
+    "discretised logistic, fixed": lambda shape: DiscretisedLogistic(shape, num_levels=4, scale=0.2),
+    "discretised logistic, learned": lambda shape: DiscretisedLogistic(shape, num_levels=4, scale="learned"),
+    "discretised logistic, from the decoder": lambda shape: DiscretisedLogistic(shape, num_levels=4),
 }
-GAUSSIANS = [name for name in LIKELIHOODS if name != "bernoulli"]
+GAUSSIANS = [name for name in LIKELIHOODS if name.startswith("gaussian")]
 LEADS = [(), (1,), (5,), (3, 5), (2, 1, 4)]
 
 
@@ -199,7 +202,9 @@ def test_output_bias_is_where_the_mean_is_the_given_one(name):
     params = likelihood.output_bias(mean)
     assert params.shape == likelihood.param_shape
     assert torch.isfinite(params).all()
-    torch.testing.assert_close(likelihood(params).mean, mean, atol=1.1e-3, rtol=0)  # a logit is kept finite
+    torch.testing.assert_close(
+        likelihood(params).mean, mean, atol=0.02 if name.startswith("continuous") else 1.1e-3, rtol=0
+    )  # within bounds
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -517,7 +522,7 @@ SHAPES = {
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("data_shape", [(1,), (7, 7), (2, 32), (1, 28, 29)])
 def test_a_bernoulli_is_the_same_whether_or_not_a_gradient_is_asked_for(monkeypatch, shapes, data_shape):
-    monkeypatch.setattr(likelihoods, "_SLAB", 5 * math.prod(data_shape))
+    monkeypatch.setattr(bernoulli, "_SLAB", 5 * math.prod(data_shape))
     lead, data_lead = SHAPES[shapes]
     logits = 10 * torch.randn(*lead, *data_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = torch.bernoulli(torch.full((*data_lead, *data_shape), 0.3, dtype=torch.float64))
