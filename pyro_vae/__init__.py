@@ -12,6 +12,7 @@ __all__ = [
     "VAE",
     "Comparison",
     "Evaluation",
+    "HierarchicalVAE",
     "History",
     "Particles",
     "__version__",
@@ -43,6 +44,7 @@ _HOMES = {
     "VAE": "vae",
     "Comparison": "comparison",
     "Evaluation": "evaluation",
+    "HierarchicalVAE": "hierarchical",
     "History": "training_state",
     "Particles": "particles",
     "compare": "comparison",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from .checkpoint import load, save
     from .comparison import Comparison, compare
     from .evaluation import Evaluation, evaluate
+    from .hierarchical import HierarchicalVAE
     from .particles import Particles, draw_particles
     from .training import fit
     from .training_state import History

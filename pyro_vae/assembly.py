@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Split", "build", "objective_of", "protocol", "split"]
+__all__ = ["Split", "build", "objective_of", "plain_name", "protocol", "split"]
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +13,11 @@ from . import data
 from .config import TrainConfig
 from .errors import ConfigError
 from .objectives import ELBO, IWAE, BetaVAE, Objective, Renyi, ReweightedWakeSleep
-from .presets import burda_vae, mlp_vae
+from .pair import Pair
+from .presets import burda_two_layer_vae, burda_vae, conv_vae, mlp_vae
+from .priors import VampPrior
 from .randomness import seeded
 from .schedules import LinearWarmup
-from .vae import VAE
 
 Split = tuple[data.Pixels, data.Pixels | None, Tensor, Tensor]
 
@@ -39,20 +42,33 @@ def split(config: TrainConfig, source: data.Dataset) -> Split:
     return train, held_out, presented(source.x_test, once, 0)[:], source.y_test
 
 
-def build(config: TrainConfig, x_train: data.Pixels) -> VAE:
+def build(config: TrainConfig, x_train: data.Pixels) -> Pair:
     """The untrained model; its decoder starts at the mean of the training images."""
     assert config.latent_dim is not None
+    shape, mean, latent_dim = x_train.shape, x_train.mean, config.latent_dim
     if config.preset == "burda":
-        return burda_vae(data_shape=x_train.shape, latent_dim=config.latent_dim, data_mean=x_train.mean)
-    return mlp_vae(
-        data_shape=x_train.shape,
-        latent_dim=config.latent_dim,
-        hidden=config.hidden,
+        return burda_vae(data_shape=shape, latent_dim=latent_dim, data_mean=mean)
+    if config.preset == "burda_two_layer":
+        return burda_two_layer_vae(data_shape=shape, latent_dims=(2 * latent_dim, latent_dim), data_mean=mean)
+    networks: Any = {"channels": config.channels} if config.preset == "conv" else {"hidden": config.hidden}
+    vae = (conv_vae if config.preset == "conv" else mlp_vae)(
+        data_shape=shape,
+        latent_dim=latent_dim,
         likelihood=config.likelihood,
         likelihood_scale=config.likelihood_scale,
         relaxed=config.relaxed,
-        data_mean=x_train.mean,
+        num_levels=x_train.num_levels,
+        prior=config.prior,
+        num_components=config.num_components,
+        posterior=config.posterior,
+        data_mean=mean,
+        **networks,
     )
+    if isinstance(vae.prior, VampPrior):
+        with torch.no_grad():
+            chosen = torch.randperm(len(x_train))[: config.num_components]
+            vae.prior.pseudo_inputs[: len(chosen)] = x_train[chosen]
+    return vae
 
 
 def objective_of(config: TrainConfig) -> Objective:
@@ -70,6 +86,11 @@ def objective_of(config: TrainConfig) -> Objective:
     return ELBO(num_particles=particles, gradient=gradient, analytic_kl=config.analytic_kl)
 
 
+def plain_name(option: str) -> str:
+    """An option's value as a text has it: ``"Continuous Bernoulli"``."""
+    return option.capitalize().replace("_b", " B").replace("_", " ")
+
+
 def protocol(config: TrainConfig, x_test: Tensor) -> str:
     """What the numbers refer to, in one line."""
     shape = " x ".join(map(str, x_test.shape[1:]))
@@ -78,7 +99,10 @@ def protocol(config: TrainConfig, x_test: Tensor) -> str:
     else:
         how = {"threshold": "binarised at 1/2", "none": "grey levels in [0, 1]"}[str(config.binarise)]
     grey = config.relaxed and config.binarise == "none"
-    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if grey else config.likelihood.capitalize()
-    if config.likelihood == "gaussian":
-        what += f" ({config.likelihood_scale} scale; a density, which may exceed 1)"
+    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if grey else plain_name(config.likelihood)
+    if config.likelihood == "discretised_logistic":
+        what += f" ({config.likelihood_scale} scale; a probability of stored levels)"
+    elif config.likelihood != "bernoulli":
+        scale = f"{config.likelihood_scale} scale; " if config.likelihood == "gaussian" else ""
+        what += f" ({scale}a density, which may exceed 1)"
     return f"{config.dataset} test set: {len(x_test)} images of {shape}, {how}; likelihood: {what}"

@@ -22,14 +22,14 @@ from torch import Tensor
 from .arrays import find_device
 from .errors import CheckpointError
 from .files import replace_file
+from .pair import Pair
 from .presets import PRESETS
-from .vae import VAE
 
 FORMAT = 1
 _KEY = "pyro_vae"
 
 
-def save(vae: VAE, path: str | Path) -> None:
+def save(vae: Pair, path: str | Path) -> None:
     """Write a VAE's weights and, if a preset made it, what is needed to build it again.
 
     The file at ``path`` is replaced in one move once the new one is whole; on any failure the old one survives.
@@ -49,7 +49,7 @@ def save(vae: VAE, path: str | Path) -> None:
     write(path, vae.state_dict(), {"recipe": vae.recipe})
 
 
-def load(path: str | Path, *, vae: VAE | None = None, device: str | torch.device = "cpu") -> VAE:
+def load(path: str | Path, *, vae: Pair | None = None, device: str | torch.device = "cpu") -> Pair:
     """Read a VAE that :func:`save` wrote; nothing in the file is executed.
 
     Arguments:
@@ -70,7 +70,7 @@ def load(path: str | Path, *, vae: VAE | None = None, device: str | torch.device
     return vae.to(place)
 
 
-def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> VAE:
+def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> Pair:
     """The VAE of a recipe, its weights drawn at random and about to be replaced."""
     if recipe is None:
         raise CheckpointError(path, "no preset made this VAE: assemble it again and pass it, load(path, vae=vae)")

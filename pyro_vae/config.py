@@ -28,16 +28,25 @@ class TrainConfig:
 
     dataset: Positional[Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot"]] = "digits"
     """The data. `digits` are embedded; the others come through torchvision."""
-    preset: Literal["mlp", "burda"] = "mlp"
-    """The networks: `mlp`, or `burda`, the one-layer network of the IWAE paper (tanh, 200-200)."""
+    preset: Literal["mlp", "conv", "burda", "burda_two_layer"] = "mlp"
+    """The networks: perceptrons, convolutions, or those of the IWAE paper (tanh, 200-200), with one or two layers of
+    latent variables."""
     latent_dim: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 2; burda: 50)")] = None
-    """The number of latent dimensions."""
+    """The number of latent dimensions; of the upper layer, if there are two."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the encoder's hidden layers; the decoder mirrors them."""
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    channels: tuple[int, ...] = (32, 64)
+    """Channels of the convolutional encoder's stages; the decoder mirrors them."""
+    likelihood: Literal["bernoulli", "gaussian", "continuous_bernoulli", "discretised_logistic"] = "bernoulli"
     """What p(x | z) is."""
     likelihood_scale: float | Literal["learned", "decoder"] = "decoder"
-    """A Gaussian's sigma: made by the decoder, learned per pixel, or a number."""
+    """The scale of a Gaussian or discretised logistic: made by the decoder, learned per pixel, or a number."""
+    prior: Literal["standard", "mixture", "vamp"] = "standard"
+    """What p(z) is: N(0, 1), a mixture of Gaussians that is learned, or one of posteriors at learned pseudo-inputs."""
+    num_components: int = 10
+    """Of a mixture or vamp prior."""
+    posterior: Literal["diagonal", "full"] = "diagonal"
+    """The covariance of q(z | x)."""
     relaxed: bool = False
     """Accept grey values under a Bernoulli: a cross-entropy, not a log-density."""
     binarise: Annotated[
@@ -103,11 +112,20 @@ class TrainConfig:
         for name, hint in get_type_hints(type(self)).items():  # JSON has no parser that would do it
             if not _suits(getattr(self, name), hint):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected {_spelled(hint)}")
-        if any(width < 1 for width in self.hidden):
-            raise ConfigError(f"hidden={self.hidden}: expected widths of at least 1")
+        for name in ("hidden", "channels"):
+            if any(width < 1 for width in getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)}: expected widths of at least 1")
         if not isinstance(self.likelihood_scale, str) and not 0 < self.likelihood_scale < math.inf:
             raise ConfigError(f"likelihood_scale={self.likelihood_scale}: expected a positive number")
-        for name in ("num_particles", "num_epochs", "batch_size", "latent_dim", "patience", "warmup_steps"):
+        for name in (
+            "num_particles",
+            "num_epochs",
+            "batch_size",
+            "latent_dim",
+            "patience",
+            "warmup_steps",
+            "num_components",
+        ):
             if (value := getattr(self, name)) is not None:
                 require_count(name, value)
         for name in ("learning_rate", "max_grad_norm", "adam_eps"):
@@ -128,18 +146,35 @@ class TrainConfig:
         for name, objective in {"alpha": "renyi", "beta": "beta_vae", "warmup_steps": "beta_vae"}.items():
             if getattr(self, name) != type(self).__dict__[name] and self.objective != objective:
                 raise ConfigError(f"{name} belongs to objective={objective!r}, found objective={self.objective!r}")
-        if self.likelihood != "gaussian" and self.likelihood_scale != "decoder":
-            raise ConfigError(f"likelihood_scale belongs to likelihood='gaussian', found {self.likelihood!r}")
+        if self.likelihood not in ("gaussian", "discretised_logistic") and self.likelihood_scale != "decoder":
+            raise ConfigError(
+                f"likelihood_scale belongs to likelihood='gaussian' or 'discretised_logistic', found "
+                f"{self.likelihood!r}"
+            )
         if self.likelihood != "bernoulli" and self.relaxed:
             raise ConfigError(f"relaxed belongs to likelihood='bernoulli', found {self.likelihood!r}")
-        if self.preset == "burda" and (self.likelihood != "bernoulli" or self.relaxed or self.hidden != (200, 200)):
-            raise ConfigError("preset='burda' has a Bernoulli likelihood of binary pixels and layers of 200: use 'mlp'")
+        self._require_own_options()
+
+    def _require_own_options(self) -> None:
+        """Raise :class:`~pyro_vae.errors.ConfigError` for an option that this preset or prior does not have."""
+        fixed = {"hidden", "channels", "likelihood", "relaxed", "prior", "posterior"}
+        foreign = {"mlp": {"channels"}, "conv": {"hidden"}}.get(self.preset, fixed)
+        if self.prior == "standard":
+            foreign = foreign | {"num_components"}
+        for name in sorted(foreign):
+            if (value := getattr(self, name)) != type(self).__dict__[name]:
+                where = "prior='standard'" if name == "num_components" else f"preset={self.preset!r}"
+                raise ConfigError(f"{name}={value!r}: {where} has no such option: leave it out, or choose another")
+        if self.likelihood == "discretised_logistic" and self.binarise not in (None, "none"):
+            raise ConfigError(
+                f"likelihood='discretised_logistic' is of the grey levels that are stored, found binarise={self.binarise!r}"
+            )
 
     def resolved(self) -> TrainConfig:
         """The same with every default filled in that depends on another option."""
         return dataclasses.replace(
             self,
-            latent_dim=self.latent_dim or (50 if self.preset == "burda" else 2),
+            latent_dim=self.latent_dim or (50 if self.preset.startswith("burda") else 2),
             num_epochs=self.num_epochs or (200 if self.dataset == "digits" else 20),
             binarise=self.binarise or ("dynamic" if self.likelihood == "bernoulli" and not self.relaxed else "none"),
         )
@@ -157,9 +192,8 @@ class TrainConfig:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
                 raise ConfigError(f"unknown option {key!r}: {hint}")
-        if isinstance(options.get("hidden"), list):
-            options = {**options, "hidden": tuple(options["hidden"])}
-        return cls(**options)
+        plain: dict[str, Any] = {key: tuple(it) if isinstance(it, list) else it for key, it in options.items()}
+        return cls(**plain)
 
 
 def _suits(value: Any, hint: Any) -> bool:

@@ -79,6 +79,8 @@ class Pixels:
         self.shape = tuple(x.shape[1:])
         self.mean = x.double().mean(0).div(max_value).float()
         """The mean image, in [0, 1]."""
+        self.num_levels = int(max_value) + 1
+        """How many grey levels there are, if they are whole numbers."""
         once = binarise in ("static", "threshold")
         self._max_value = 1.0 if once else float(max_value)
         self._x = _once(x / max_value, binarise, seed).to(torch.uint8) if once else x

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from .errors import PairError
 from .probing import rows_apart, vectorizes
@@ -243,13 +243,18 @@ def _transform(name: str, site: Any, prior: Any) -> Any:
             f"site {name!r} has no reparameterised distribution ({type(site['fn']).__name__}), expected continuous "
             "latents: chains, grids and mixtures move through them; use evidence.importance, with proposal='guide'"
         )
-    support, needed = site["fn"].support, prior["fn"].support
+    support, needed = (_components(part["fn"].support) for part in (site, prior))
     if not is_point_mass(site["fn"]) and not _alike(biject_to(support), biject_to(needed), site["value"]):
         raise PairError(
             f"site {name!r}: the guide's values are in {_line(support)}, the model's in {_line(needed)}, expected the "
             "same: chains, grids and mixtures would miss some of p(x); give the guide a distribution on all of it"
         )
     return biject_to(needed)
+
+
+def _components(support: Any) -> Any:
+    """The support itself, or, of a mixture's, which has no map of its own, that of its components."""
+    return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
 
 
 def _alike(one: Any, other: Any, value: Tensor) -> bool:

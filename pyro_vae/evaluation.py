@@ -11,9 +11,9 @@ from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
 from .errors import PairError, require_count
 from .evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
+from .pair import Pair
 from .reporting import number, plain
 from .traces import Program
-from .vae import VAE
 
 
 class Evaluation(NamedTuple):
@@ -124,7 +124,7 @@ def evaluate(
     are), and :math:`\log p(x)` with a verdict per datapoint.
 
     Arguments:
-        pair: A :class:`~pyro_vae.VAE`, anything with ``.model`` and ``.guide``, or a tuple ``(model, guide)``.
+        pair: A VAE, anything with ``.model`` and ``.guide``, or a tuple ``(model, guide)``.
         x: Held-out data ``[n, ...]``, binarised once and for all if the likelihood is a Bernoulli.
         estimator: Of :math:`\log p(x)`: ``"is"``, ``"psis"``, ``"ais"``, ``"smc"``, ``"grid"``, or ``"auto"`` for what
             :func:`pyro_vae.evidence.recommend` says.
@@ -167,7 +167,7 @@ def evaluate(
         latents=latent_summary(model, guide, x, seed=seed),
         num_dimensions=x[0].numel(),
         estimator=chosen if isinstance(chosen, str) else chosen.estimator,
-        clamped_scales=pair.clamped_scales(x) if isinstance(pair, VAE) else {},
+        clamped_scales=pair.clamped_scales(x) if isinstance(pair, Pair) else {},
     )
 
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-__all__ = ["DiagonalNormal"]
+__all__ = ["DiagonalNormal", "FullNormal", "Posterior"]
 
 import math
+from collections.abc import Sequence
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 
-class DiagonalNormal(nn.Module):
+class Posterior(nn.Module):
+    """What every family is: encoder output ``[*lead, *param_shape]`` -> distribution over ``[latent_dim]``."""
+
+    def __init__(
+        self, latent_dim: int, param_shape: Sequence[int], *, min_scale: float = 1e-4, max_scale: float = 1e4
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.param_shape = tuple(param_shape)
+        self.log_bounds = (math.log(min_scale), math.log(max_scale))
+
+    def forward(self, params: Tensor) -> Distribution:
+        """The distribution of z, with ``[latent_dim]`` as its event."""
+        raise NotImplementedError
+
+    def log_scale(self, params: Tensor) -> Tensor:
+        """Of the encoder's output, the logarithms of the scales that are bounded."""
+        raise NotImplementedError
+
+    def hits(self, params: Tensor) -> Tensor:
+        """How many scales were clamped, as a scalar tensor."""
+        log_scale = self.log_scale(params)
+        low, high = self.log_bounds
+        return ((log_scale < low) | (log_scale > high)).sum()
+
+
+class DiagonalNormal(Posterior):
     r"""Diagonal Gaussian :math:`q(z \mid x) = \mathcal N(\mu(x), \mathrm{diag}\,\sigma(x)^2)` with a bounded scale.
 
     The encoder returns ``[*lead, 2, latent_dim]``: the location and the log-scale. The log-scale is clamped, so that no
@@ -26,25 +54,59 @@ class DiagonalNormal(nn.Module):
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> import torch
         >>> q = DiagonalNormal(3)(torch.zeros(5, 2, 3))
         >>> q.rsample().shape, q.log_prob(torch.zeros(5, 3)).shape
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
     def __init__(self, latent_dim: int, *, min_scale: float = 1e-4, max_scale: float = 1e4) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-        self.param_shape = (2, latent_dim)
-        self.log_bounds = (math.log(min_scale), math.log(max_scale))
+        super().__init__(latent_dim, (2, latent_dim), min_scale=min_scale, max_scale=max_scale)
 
     def forward(self, params: Tensor) -> Distribution:
-        loc, log_scale = params.unbind(-2)
-        scale = log_scale.clamp(*self.log_bounds).exp()
-        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+        scale = self.log_scale(params).clamp(*self.log_bounds).exp()
+        return dist.Normal(params.select(-2, 0), scale, validate_args=False).to_event(1)
 
-    def hits(self, params: Tensor) -> Tensor:
-        """How many scales were clamped, as a scalar tensor."""
-        log_scale = params.unbind(-2)[1]
-        low, high = self.log_bounds
-        return ((log_scale < low) | (log_scale > high)).sum()
+    def log_scale(self, params: Tensor) -> Tensor:
+        return params.select(-2, 1)
+
+
+class FullNormal(Posterior):
+    r"""Gaussian with full covariance, :math:`q(z \mid x) = \mathcal N(\mu, L L^\top)`, through its Cholesky factor.
+
+    The encoder returns ``[*lead, latent_dim (latent_dim + 3) / 2]``: the location, the logarithm of the diagonal of
+    :math:`L`, and what is below the diagonal, row by row, in units of that row's diagonal entry. The diagonal is
+    bounded as the scales of :class:`DiagonalNormal` are, and with zeros below it this is that family.
+
+    Arguments:
+        latent_dim: The number of latent dimensions.
+        min_scale, max_scale: The bounds on the diagonal of :math:`L`.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), for families beyond the diagonal one
+        | https://arxiv.org/abs/1505.05770
+
+    Example:
+        >>> q = FullNormal(3)(torch.zeros(5, 9))
+        >>> q.rsample().shape, q.log_prob(torch.zeros(5, 3)).shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, latent_dim: int, *, min_scale: float = 1e-4, max_scale: float = 1e4) -> None:
+        num_params = latent_dim * (latent_dim + 3) // 2
+        super().__init__(latent_dim, (num_params,), min_scale=min_scale, max_scale=max_scale)
+        rows, columns = torch.tril_indices(latent_dim, latent_dim, offset=-1)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, params: Tensor) -> Distribution:
+        loc, below = params[..., : self.latent_dim], params[..., 2 * self.latent_dim :]
+        scale = self.log_scale(params).clamp(*self.log_bounds).exp()
+        factor = torch.diag_embed(torch.ones_like(loc))
+        factor[..., self.rows, self.columns] = below
+        return dist.MultivariateNormal(loc, scale_tril=scale[..., None] * factor, validate_args=False)
+
+    def log_scale(self, params: Tensor) -> Tensor:
+        return params[..., self.latent_dim : 2 * self.latent_dim]

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-__all__ = ["PRESETS", "burda_vae", "mlp_vae"]
+__all__ = ["PRESETS", "burda_two_layer_vae", "burda_vae", "conv_vae", "mlp_vae"]
 
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from .arrays import as_tensor
 from .errors import ConfigError
-from .likelihoods import Bernoulli, Gaussian, Likelihood
-from .nn import MLP
-from .posteriors import DiagonalNormal
-from .priors import StandardNormal
+from .hierarchical import HierarchicalVAE
+from .likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
+from .nn import MLP, ConvDecoder, ConvEncoder
+from .pair import Pair
+from .posteriors import DiagonalNormal, FullNormal, Posterior
+from .priors import GaussianMixture, Prior, StandardNormal, VampPrior
 from .vae import VAE
 
+LikelihoodName = Literal["bernoulli", "gaussian", "continuous_bernoulli", "discretised_logistic"]
+PriorName = Literal["standard", "mixture", "vamp"]
+PosteriorName = Literal["diagonal", "full"]
 P = ParamSpec("P")
+Built = TypeVar("Built", bound=Pair)
+Net = TypeVar("Net", MLP, ConvDecoder)
+Made = TypeVar("Made", bound=Callable[[], nn.Module])
 
-PRESETS: dict[str, Callable[..., VAE]] = {}
+PRESETS: dict[str, Callable[..., Pair]] = {}
 """Every preset by name: what a checkpoint looks up to rebuild a model."""
 
 
-def _preset(build: Callable[P, VAE]) -> Callable[P, VAE]:
+def _preset(build: Callable[P, Built]) -> Callable[P, Built]:
     """Note in the VAE which preset made it and with which arguments, so that a checkpoint can rebuild it."""
     signature = inspect.signature(build)
 
     @wraps(build)
-    def remember(*args: P.args, **kwargs: P.kwargs) -> VAE:
+    def remember(*args: P.args, **kwargs: P.kwargs) -> Built:
         vae = build(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -48,21 +57,32 @@ def mlp_vae(
     data_shape: Sequence[int],
     latent_dim: int = 8,
     hidden: Sequence[int] = (200, 200),
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
     likelihood_scale: float | Literal["learned", "decoder"] = "decoder",
     relaxed: bool = False,
+    num_levels: int = 256,
+    prior: PriorName = "standard",
+    num_components: int = 10,
+    posterior: PosteriorName = "diagonal",
     data_mean: Any = None,
     name: str = "vae",
 ) -> VAE:
-    r"""A VAE with perceptrons on both sides: tanh units, N(0, I) prior, diagonal Gaussian posterior.
+    r"""A VAE with perceptrons of tanh units on both sides; by default with an N(0, I) prior and a diagonal posterior.
 
     Arguments:
         data_shape: The shape of one datapoint; images keep theirs, e.g. ``(28, 28)``.
         latent_dim: The number of latent dimensions.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        likelihood: ``"bernoulli"`` for binary data, ``"gaussian"`` for real data.
-        likelihood_scale: Where a Gaussian's :math:`\sigma_x` comes from, see :class:`~pyro_vae.likelihoods.Gaussian`.
+        likelihood: ``"bernoulli"`` for binary data, ``"gaussian"`` for real data, ``"continuous_bernoulli"`` for grey
+            levels in [0, 1] as numbers, ``"discretised_logistic"`` for so many of them.
+        likelihood_scale: Where the scale of a Gaussian or discretised logistic comes from, see
+            :class:`~pyro_vae.likelihoods.Gaussian`.
         relaxed: Accept grey values under a Bernoulli, see :class:`~pyro_vae.likelihoods.Bernoulli`.
+        num_levels: Of a discretised logistic.
+        prior: ``"standard"``, ``"mixture"`` for a :class:`~pyro_vae.priors.GaussianMixture`, ``"vamp"`` for a
+            :class:`~pyro_vae.priors.VampPrior`, whose pseudo-inputs start around ``data_mean``.
+        num_components: Of a mixture or a VampPrior.
+        posterior: ``"diagonal"``, or ``"full"`` for a Gaussian with full covariance.
         data_mean: The mean of the training data; the decoder's output bias then starts where it predicts that mean.
         name: The prefix of the parameter names in Pyro's store.
 
@@ -71,17 +91,63 @@ def mlp_vae(
         >>> vae.sample(3).shape
         torch.Size([3, 64])
     """
-    observe = _likelihood(likelihood, data_shape, likelihood_scale, relaxed)
-    posterior = DiagonalNormal(latent_dim)
-    decoder = MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape)
-    if data_mean is not None:
-        _start_at(decoder, observe, data_mean)
+    observe = _likelihood(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
+    family = _posterior(posterior, latent_dim)
+    encoder = MLP(data_shape, hidden, family.param_shape)
     return VAE(
-        encoder=MLP(data_shape, hidden, posterior.param_shape),
-        decoder=decoder,
-        prior=StandardNormal(latent_dim),
+        encoder=encoder,
+        decoder=_started(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean),
+        prior=_prior(prior, num_components, encoder, family, observe, data_mean),
         likelihood=observe,
-        posterior=posterior,
+        posterior=family,
+        name=name,
+    )
+
+
+@_preset
+def conv_vae(
+    *,
+    data_shape: Sequence[int],
+    latent_dim: int = 16,
+    channels: Sequence[int] = (32, 64),
+    num_blocks: int = 1,
+    likelihood: LikelihoodName = "bernoulli",
+    likelihood_scale: float | Literal["learned", "decoder"] = "decoder",
+    relaxed: bool = False,
+    num_levels: int = 256,
+    prior: PriorName = "standard",
+    num_components: int = 10,
+    posterior: PosteriorName = "diagonal",
+    data_mean: Any = None,
+    name: str = "vae",
+) -> VAE:
+    r"""A VAE with residual convolutions on both sides, for images ``(height, width)`` or ``(channels, height, width)``.
+
+    Arguments:
+        channels: The channels of each stage of the encoder, which halves the resolution; the decoder has them in
+            reverse.
+        num_blocks: Residual blocks per stage.
+        data_shape, latent_dim, likelihood, likelihood_scale, relaxed, num_levels: As of :func:`mlp_vae`.
+        prior, num_components, posterior, data_mean, name: As of :func:`mlp_vae`.
+
+    Errors:
+        ConfigError: for data that are no images, or too small for so many stages.
+
+    Example:
+        >>> vae = conv_vae(data_shape=(3, 32, 32), latent_dim=2, channels=(8, 16), likelihood="discretised_logistic")
+        >>> vae.sample(3).shape
+        torch.Size([3, 3, 32, 32])
+    """
+    observe = _likelihood(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
+    family = _posterior(posterior, latent_dim)
+    encoder = ConvEncoder(data_shape, channels, family.param_shape, num_blocks=num_blocks)
+    decoder = ConvDecoder(latent_dim, tuple(channels)[::-1], observe.param_shape, num_blocks=num_blocks)
+    return VAE(
+        encoder=encoder,
+        decoder=_started(decoder, observe, data_mean),
+        prior=_prior(prior, num_components, encoder, family, observe, data_mean),
+        likelihood=observe,
+        posterior=family,
         name=name,
     )
 
@@ -104,15 +170,92 @@ def burda_vae(
     return mlp_vae(data_shape=data_shape, latent_dim=latent_dim, hidden=(200, 200), data_mean=data_mean, name=name)
 
 
-def _likelihood(name: str, data_shape: Sequence[int], scale: Any, relaxed: bool) -> Likelihood:
-    if name == "bernoulli":
-        return Bernoulli(data_shape, relaxed=relaxed)
-    if name == "gaussian":
-        return Gaussian(data_shape, scale=scale)
-    raise ConfigError(f"likelihood={name!r}: expected 'bernoulli' or 'gaussian'")
+@_preset
+def burda_two_layer_vae(
+    *,
+    data_shape: Sequence[int] = (28, 28),
+    latent_dims: Sequence[int] = (100, 50),
+    data_mean: Any = None,
+    name: str = "vae",
+) -> HierarchicalVAE:
+    r"""The two-layer network of the IWAE paper: 784-200-200-(100)-100-100-(50) and mirrored, tanh, Bernoulli.
+
+    Arguments:
+        data_shape: The shape of one datapoint.
+        latent_dims: The number of dimensions of z1 and of z2.
+        data_mean: The mean training image; its logit is where the decoder's output bias starts, as in the paper.
+        name: The prefix of the parameter names in Pyro's store.
+
+    References:
+        | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)  https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> sum(p.numel() for p in burda_two_layer_vae().parameters())
+        521084
+    """
+    observe = Bernoulli(data_shape)
+    low, high = latent_dims
+    posteriors = [DiagonalNormal(low), DiagonalNormal(high)]
+    return HierarchicalVAE(
+        encoders=[
+            MLP(data_shape, (200, 200), posteriors[0].param_shape),
+            MLP(low, (100, 100), posteriors[1].param_shape),
+        ],
+        posteriors=posteriors,
+        decoders=[
+            _started(MLP(low, (200, 200), observe.param_shape), observe, data_mean),
+            MLP(high, (100, 100), posteriors[0].param_shape),
+        ],
+        prior=StandardNormal(high),
+        likelihood=observe,
+        name=name,
+    )
+
+
+def _likelihood(name: str, data_shape: Sequence[int], scale: Any, relaxed: bool, num_levels: int) -> Likelihood:
+    makers: dict[str, Callable[[], Likelihood]] = {
+        "bernoulli": lambda: Bernoulli(data_shape, relaxed=relaxed),
+        "gaussian": lambda: Gaussian(data_shape, scale=scale),
+        "continuous_bernoulli": lambda: ContinuousBernoulli(data_shape),
+        "discretised_logistic": lambda: DiscretisedLogistic(data_shape, num_levels=num_levels, scale=scale),
+    }
+    return _chosen("likelihood", name, makers)()
+
+
+def _posterior(name: str, latent_dim: int) -> Posterior:
+    makers: dict[str, Callable[[], Posterior]] = {
+        "diagonal": lambda: DiagonalNormal(latent_dim),
+        "full": lambda: FullNormal(latent_dim),
+    }
+    return _chosen("posterior", name, makers)()
+
+
+def _prior(name: str, num: int, encoder: nn.Module, posterior: Posterior, observe: Likelihood, data_mean: Any) -> Prior:
+    latent_dim = posterior.latent_dim
+    makers: dict[str, Callable[[], Prior]] = {
+        "standard": lambda: StandardNormal(latent_dim),
+        "mixture": lambda: GaussianMixture(latent_dim, num_components=num),
+        "vamp": lambda: VampPrior(_around(data_mean, num, observe), encoder, posterior, latent_dim=latent_dim),
+    }
+    return _chosen("prior", name, makers)()
+
+
+def _chosen(option: str, name: str, makers: dict[str, Made]) -> Made:
+    if name not in makers:
+        raise ConfigError(f"{option}={name!r}: expected one of {', '.join(map(repr, makers))}")
+    return makers[name]
+
+
+def _around(data_mean: Any, num: int, observe: Likelihood) -> Tensor:
+    """Where pseudo-inputs start that nobody has given: at the mean of the data, and a little off it."""
+    mean = torch.zeros(observe.data_shape) if data_mean is None else as_tensor(data_mean).float()
+    return mean + 0.1 * torch.randn(num, *observe.data_shape)
 
 
 @torch.no_grad()
-def _start_at(decoder: MLP, likelihood: Likelihood, data_mean: Any) -> None:
-    mean = as_tensor(data_mean).to(decoder.output_bias).reshape(likelihood.data_shape)
-    decoder.output_bias.copy_(likelihood.output_bias(mean))
+def _started(decoder: Net, likelihood: Likelihood, data_mean: Any) -> Net:
+    """The decoder, its output bias where it predicts the mean of the data."""
+    if data_mean is not None:
+        mean = as_tensor(data_mean).to(decoder.output_bias).reshape(likelihood.data_shape)
+        decoder.output_bias.copy_(likelihood.output_bias(mean))
+    return decoder

@@ -25,10 +25,10 @@ from .errors import CheckpointError, ConfigError, require_count
 from .evaluation import Evaluation, evaluate
 from .evidence import ESTIMATORS, Proposal, quadrature
 from .files import replace_file
+from .pair import Pair
 from .randomness import seeded
 from .training import fit
 from .training_state import History, previous, read_epochs
-from .vae import VAE
 from .views import SAMPLES_TITLE, Scene, draw
 
 
@@ -134,7 +134,11 @@ def compare_run(
     """Estimators of log p(x) on a run's test images, beside the truth if there are at most two latent dimensions."""
     config, vae, x_test = _loaded(folder, data_dir, require_count("num_images", num_images, least=2))
     names = [name for name in ESTIMATORS if name != "grid"] if estimators is None else estimators
-    exact = quadrature(vae.model, vae.guide, x_test, progress=progress).value if vae.latent_dim <= 2 else None
+    exact = (
+        quadrature(vae.model, vae.guide, x_test, progress=progress).value
+        if sum(vae.latent_dims.values()) <= 2
+        else None
+    )
     found = compare(
         {name: ESTIMATORS[name] for name in names},
         vae.model,
@@ -149,7 +153,7 @@ def compare_run(
     return found, protocol(config, x_test)
 
 
-def _loaded(folder: str | Path, data_dir: str | None, num_images: int | None) -> tuple[TrainConfig, VAE, Tensor]:
+def _loaded(folder: str | Path, data_dir: str | None, num_images: int | None) -> tuple[TrainConfig, Pair, Tensor]:
     """A run's configuration, its model, and (the first so many of) its test images."""
     config, vae = load_run(folder)
     _, _, x_test, _ = split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
@@ -160,7 +164,7 @@ def sample_run(folder: str | Path, *, num: int = 100, seed: int = 0) -> list[Pat
     """Draw from a run's model: ``samples-NUM.npz`` with z, x and E[x | z], and a picture of the first 100 means."""
     _, vae = load_run(folder)
     with torch.no_grad(), seeded(seed, "sample"):
-        z = vae.prior().sample(torch.Size([num]))
+        z = vae.sample_latents(num)
         p = vae.decode(z)
         x, mean = p.sample(), p.mean
     base = Path(folder) / f"samples-{num}"
@@ -180,7 +184,7 @@ def plot_run(folder: str | Path, *, views: Sequence[str] | None = None, data_dir
     return draw(Scene(config, vae, epochs, x_train, x_test, y_test), folder, views)
 
 
-def load_run(folder: str | Path) -> tuple[TrainConfig, VAE]:
+def load_run(folder: str | Path) -> tuple[TrainConfig, Pair]:
     """A run's configuration and trained model."""
     config = _config(folder)
     path = Path(folder) / _MODEL

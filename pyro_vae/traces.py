@@ -32,7 +32,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from .errors import PairError, ShapeError
 
@@ -146,7 +146,7 @@ def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch latent"]:
     """
     try:
         shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
-        one, other = q["fn"].expand(shape), p["fn"].expand(shape)
+        one, other = (_as_multivariate(part["fn"].expand(shape), q["fn"]) for part in (q, p))
         if products := all(isinstance(fn, Independent) for fn in (one, other)):
             one, other = one.base_dist, other.base_dist
         kl = kl_divergence(one, other)
@@ -158,6 +158,14 @@ def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch latent"]:
         ) from None
     mask = q["mask"][..., None] if isinstance(q["mask"], Tensor) else q["mask"]
     return scale_and_mask(kl, 1.0, mask).expand(torch.broadcast_shapes(kl.shape, (1, 1, 1)))
+
+
+def _as_multivariate(fn: Any, like: Any) -> Any:
+    """A vector of independent normals as one multivariate normal, if it is to be compared with one."""
+    independent = isinstance(fn, Independent) and isinstance(fn.base_dist, Normal) and len(fn.event_shape) == 1
+    if not (independent and isinstance(like, MultivariateNormal)):
+        return fn
+    return MultivariateNormal(fn.mean, scale_tril=torch.diag_embed(fn.stddev), validate_args=False)
 
 
 def require_rows(latent: dict[str, Any], num: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["VAE"]
 
-from functools import partial
 from typing import Any
 
 import pyro
@@ -12,15 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .arrays import as_tensor
-from .errors import DataError, ShapeError, StaleParamStoreError
 from .likelihoods import Likelihood
-from .modules import evaluating, registering
-from .posteriors import DiagonalNormal
-from .priors import StandardNormal
+from .pair import Pair
+from .posteriors import DiagonalNormal, Posterior
+from .priors import Prior
 
 
-class VAE(nn.Module):
+class VAE(Pair):
     r"""A variational autoencoder: networks, and the Pyro functions :meth:`model` and :meth:`guide` that use them.
 
     .. math:: p(z) = \mathcal N(0, I), \qquad p(x \mid z) = \text{likelihood}(\text{decoder}(z)),
@@ -48,41 +45,36 @@ class VAE(nn.Module):
         (torch.Size([5, 2]), torch.Size([3, 8, 8]))
     """
 
+    guided_by = ("encoder.", "posterior.")
+
     def __init__(
         self,
         *,
         encoder: nn.Module,
         decoder: nn.Module,
-        prior: StandardNormal,
+        prior: Prior,
         likelihood: Likelihood,
-        posterior: DiagonalNormal | None = None,
+        posterior: Posterior | None = None,
         name: str = "vae",
     ) -> None:
-        super().__init__()
+        super().__init__(likelihood, name)
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
-        self.likelihood = likelihood
         self.posterior = DiagonalNormal(prior.latent_dim) if posterior is None else posterior
-        self.name = name
-        self.recipe: dict[str, Any] | None = None
-        """The preset and its arguments, when a preset made this VAE: what a checkpoint needs to build it again."""
 
     @property
-    def takes_particles(self) -> bool:
-        """Whether particles are known to be computed one by one; parts that were made elsewhere have to be asked."""
-        parts = (self, self.prior, self.posterior, self.likelihood)
-        return all(type(part).__module__.startswith(f"{__package__}.") for part in parts)
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        """The shape of one datapoint."""
-        return self.likelihood.data_shape
+    def families(self) -> dict[str, tuple[nn.Module, ...]]:
+        return {"z": (self.prior, self.posterior), "x": (self.likelihood,)}
 
     @property
     def latent_dim(self) -> int:
         """The number of latent dimensions."""
         return self.prior.latent_dim
+
+    @property
+    def latent_dims(self) -> dict[str, int]:
+        return {"z": self.latent_dim}
 
     def model(self, x: Any = None, num: int | None = None) -> Tensor:
         """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``."""
@@ -107,91 +99,13 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), batch ``[*lead]``, event ``data_shape``; batch norms and dropouts are in the mode they are in."""
-        lead = z.shape[:-1]
-        params = self.decoder(z.reshape(-1, z.shape[-1]))
-        return self.likelihood(_unfold(params, lead, self.likelihood.param_shape, "decoder"))
+        return self._distribution(self.decoder, z, (z.shape[-1],), self.likelihood)
 
-    @torch.no_grad()
-    def sample(self, num: int) -> Tensor:
-        """Ancestral samples ``[num, *data_shape]``: z from the prior, x from p(x | z)."""
-        with evaluating(self):
-            return self.decode(self.prior().sample(torch.Size([num]))).sample()
+    def sample_latents(self, num: int) -> Tensor:
+        return self.prior().sample(torch.Size([num]))
 
-    @torch.no_grad()
-    def reconstruct(self, x: Any) -> Tensor:
-        """The mean image E[x | z] at the posterior mean z = E[z | x], of the shape of ``x``."""
-        with evaluating(self):
-            return self.decode(self.encode(x).mean).mean
-
-    @torch.no_grad()
-    def clamped_scales(self, x: Any) -> dict[str, int]:
-        """How many scales are at their bounds, of q(z | x) and, at its mean, of p(x | z): ``{"z": ..., "x": ...}``.
-
-        Anything above 0 deserves a look.
-        """
-        x = self._checked(x, batch=True)
-        held = {"z": 0, "x": 0}
-
-        def note(site: str, part: Any, args: tuple) -> None:
-            held[site] += int(part.hits(*args))
-
-        hooks = [
-            part.register_forward_pre_hook(partial(note, site))
-            for site, part in (("z", self.posterior), ("x", self.likelihood))
-        ]
-        try:
-            with evaluating(self):
-                for rows in x.split(256):
-                    self.decode(self.encode(rows).mean)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return held
+    def run_at_means(self, x: Tensor) -> None:
+        self.decode(self.encode(x).mean)
 
     def _posterior(self, x: Tensor) -> Distribution:
-        lead = x.shape[: x.ndim - len(self.data_shape)]
-        params = self.encoder(x.reshape(-1, *self.data_shape))
-        return self.posterior(_unfold(params, lead, self.posterior.param_shape, "encoder"))
-
-    def _checked(self, x: Any, *, batch: bool = False) -> Tensor:
-        """``x`` as a floating tensor of the module's dtype and device, its shape and range checked.
-
-        ``batch`` asks for exactly one leading dimension: any other would broadcast against the data plate.
-        """
-        x = as_tensor(x)
-        ndim = len(self.data_shape)
-        if x.ndim <= ndim or (batch and x.ndim > ndim + 1) or x.shape[x.ndim - ndim :] != self.data_shape:
-            hint = ""
-            if x.ndim and x.numel() and x[0].numel() == torch.Size(self.data_shape).numel():
-                hint = f": use x.reshape(-1, {', '.join(map(str, self.data_shape))})"
-            expected = ", ".join(["n", *map(str, self.data_shape)])
-            raise ShapeError(f"x: expected shape ({expected}), got {tuple(x.shape)}{hint}")
-        if not x.numel():
-            raise DataError(f"x: expected at least one datapoint, got shape {tuple(x.shape)}")
-        like = next(self.parameters())
-        x = x.to(device=like.device, dtype=like.dtype)
-        self.likelihood.check(x)
-        return x
-
-    def _register(self, *, guide: bool) -> None:
-        """Register the guide's or all other parameters with Pyro, and make sure that Pyro holds *these* ones."""
-        if not registering():
-            return
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad or name.startswith(("encoder.", "posterior.")) is not guide:
-                continue
-            full = f"{self.name}$$${name}"
-            if not parameter.is_contiguous():  # Pyro's store would hold, and train, a contiguous copy
-                parameter.data = parameter.data.contiguous()
-            if pyro.param(full, parameter) is not parameter:
-                raise StaleParamStoreError(
-                    f"Pyro's parameter store already holds {full!r} of another module, which would be trained in "
-                    f"this one's place: give this VAE its own name (name=...), or run it in "
-                    "`with pyro.get_param_store().scope():`"
-                )
-
-
-def _unfold(params: Tensor, lead: torch.Size, shape: tuple[int, ...], net: str) -> Tensor:
-    if params[:1].numel() != torch.Size(shape).numel() and lead.numel():
-        raise ShapeError(f"{net}: expected an output of shape {('n', *shape)}, got {tuple(params.shape)}")
-    return params.reshape(*lead, *shape)
+        return self._distribution(self.encoder, x, self.data_shape, self.posterior)

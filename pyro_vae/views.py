@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from . import data, plot
-from .assembly import objective_of
+from .assembly import objective_of, plain_name
 from .config import TrainConfig
 from .errors import ConfigError
+from .pair import Pair
 from .randomness import seeded
 from .training_state import Epoch
-from .vae import VAE
 
 SAMPLES_TITLE = "means E[x | z] for z drawn from the prior"
 
@@ -26,7 +26,7 @@ class Scene(NamedTuple):
     """What there is to look at: a trained model, how it was trained, and the data."""
 
     config: TrainConfig
-    vae: VAE
+    vae: Pair
     epochs: list[Epoch]
     x_train: data.Pixels
     x_test: Tensor
@@ -49,13 +49,13 @@ def draw(scene: Scene, folder: str | Path, views: Sequence[str] | None = None) -
     Errors:
         ConfigError: for a view that there is not, or that needs another number of latent dimensions.
     """
-    planar = scene.vae.latent_dim == 2
+    planar = scene.vae.latent_dims == {"z": 2}
     chosen = [name for name, view in VIEWS.items() if view.standard and (planar or not view.planar)]
     for name in views or ():
         if name not in VIEWS:
             raise ConfigError(f"view {name!r}: expected one of {', '.join(VIEWS)}")
         if VIEWS[name].planar and not planar:
-            raise ConfigError(f"view {name!r} needs two latent dimensions, found {scene.vae.latent_dim}")
+            raise ConfigError(f"view {name!r} needs two latent dimensions, found {sum(scene.vae.latent_dims.values())}")
     paths = []
     for name in views or chosen:
         with seeded(scene.config.seed, "pictures", name), torch.no_grad():
@@ -69,7 +69,7 @@ def _history(scene: Scene) -> Any:
     objective = config.objective.upper().replace("_", " ") + (f" ({config.gradient})" if config.gradient else "")
     return plot.history(
         scene.epochs,
-        title=f"{config.dataset}, {config.likelihood.capitalize()}: {objective}",
+        title=f"{config.dataset}, {plain_name(config.likelihood)}: {objective}",
         label="bound" if objective_of(config).side == "lower" else "what is maximised",
     )
 
@@ -80,8 +80,7 @@ def _reconstructions(scene: Scene) -> Any:
 
 
 def _samples(scene: Scene) -> Any:
-    z = scene.vae.prior().sample(torch.Size([100]))
-    return plot.images(scene.vae.decode(z).mean, title=SAMPLES_TITLE)
+    return plot.images(scene.vae.decode(scene.vae.sample_latents(100)).mean, title=SAMPLES_TITLE)
 
 
 def _manifold(scene: Scene) -> Any:

@@ -18,7 +18,8 @@ modules
 data inspection likelihoods.base pairwise reporting posteriors priors
 likelihoods.*
 likelihoods
-batches problems vae
+batches pair problems
+hierarchical vae
 presets
 traces
 pathwise

@@ -81,6 +81,7 @@ OBJECTIVES = {
     "BetaVAE": partial(BetaVAE, beta=2.0),
     "BetaVAE-warm-up": partial(BetaVAE, beta=LinearWarmup(num_steps=20), analytic_kl=True),
     "FreeBits": partial(FreeBits, threshold=0.05),
+    "FreeBits-sampled": partial(FreeBits, threshold=0.05, analytic_kl=False),
     "BetaTCVAE": partial(BetaTCVAE, beta=2.0, num_data=32),
     "InfoVAE": partial(InfoVAE, mmd_weight=1.0, kl_weight=0.5),
 }

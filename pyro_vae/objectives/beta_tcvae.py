@@ -4,10 +4,12 @@ from __future__ import annotations
 
 __all__ = ["BetaTCVAE", "log_aggregate"]
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ..errors import PairError, require_count, require_number
 from ..sites import Sites
@@ -35,7 +37,8 @@ class BetaTCVAE(Objective):
 
     Errors:
         ConfigError: for a beta that is negative or infinite.
-        PairError: for masked datapoints; for a site whose q(z | x) is not a product over a vector's dimensions.
+        PairError: for masked datapoints; for a site whose q(z | x) is neither a product over a vector's dimensions nor
+            a multivariate normal.
 
     Example:
         >>> BetaTCVAE(beta=6.0, num_data=60_000).side
@@ -52,14 +55,22 @@ class BetaTCVAE(Objective):
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         require_unmasked(sites)
         name, q = next(iter(sites.q.items()))
-        if not isinstance(q, Independent) or len(q.event_shape) != 1 or q.base_dist.event_shape:
-            raise PairError(
-                f"site {name!r}: expected a q(z | x) that is a product over a vector's dimensions, found {q}"
-            )
-        pairs = q.base_dist.log_prob(sites.z[name][0][:, None])
-        joint = log_aggregate(pairs.sum(-1), self.num_data)
-        product = log_aggregate(pairs, self.num_data).sum(-1)
+        z = sites.z[name][0][:, None]
+        joint = log_aggregate(q.log_prob(z), self.num_data)
+        product = log_aggregate(_marginals(name, q).log_prob(z), self.num_data).sum(-1)
         return sites.elbo - (self.beta - 1) * (joint - product)
+
+
+def _marginals(name: str, q: Any) -> Any:
+    """The distributions of a vector's dimensions, each by itself."""
+    if isinstance(q, MultivariateNormal):
+        return Normal(q.mean, q.stddev, validate_args=False)
+    if not isinstance(q, Independent) or len(q.event_shape) != 1 or q.base_dist.event_shape:
+        raise PairError(
+            f"site {name!r}: expected a q(z | x) whose marginals are known, a product over a vector's dimensions or a "
+            f"MultivariateNormal, found {q}"
+        )
+    return q.base_dist
 
 
 def log_aggregate(log_q: Float[Tensor, "batch batch *latent"], num_data: int) -> Float[Tensor, "batch *latent"]:

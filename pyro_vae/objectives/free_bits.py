@@ -31,11 +31,13 @@ class FreeBits(Objective):
         threshold: The nats :math:`\lambda` that each latent dimension has free; where a site's distribution is not a
             product over dimensions, the site.
         num_particles: The number of particles K.
+        analytic_kl: Use the closed form of the KL divergence at each latent site. Else it is estimated by the draws,
+            and the threshold is for the site, whatever its dimensions.
 
     Errors:
         ConfigError: for a threshold that is negative or infinite.
-        PairError: for masked datapoints; where a site's KL divergence has no closed form, or the guide samples in
-            another order than the model.
+        PairError: for masked datapoints; with ``analytic_kl``, where a closed form does not exist or the guide samples
+            in another order than the model.
 
     Example:
         >>> FreeBits(threshold=0.1).side
@@ -44,14 +46,18 @@ class FreeBits(Objective):
 
     side = "not a bound"
 
-    def __init__(self, *, threshold: float = 0.1, num_particles: int = 1) -> None:
+    def __init__(self, *, threshold: float = 0.1, num_particles: int = 1, analytic_kl: bool = True) -> None:
         super().__init__(num_particles=num_particles)
+        self.analytic_kl = analytic_kl
         self.threshold = require_number("threshold", threshold, least=0)
 
     def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
-        return super()._sites(*pair_and_arguments, analytic_kl=True)
+        return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         require_unmasked(sites)
-        charged = {name: kl.mean((0, 1)).clamp(min=self.threshold).sum() for name, kl in sites.kl.items()}
+        terms = sites.kl or {
+            name: (log_q - sites.log_prior.get(name, 0.0))[..., None] for name, log_q in sites.log_q.items()
+        }
+        charged = {name: kl.mean((0, 1)).clamp(min=self.threshold).sum() for name, kl in terms.items()}
         return sites.reconstruction.mean(0) - total(charged)
