@@ -167,7 +167,7 @@ class TrainConfig:
                 raise ConfigError(f"{name}={value!r}: {where} has no such option: leave it out, or choose another")
         if self.likelihood == "discretised_logistic" and self.binarise not in (None, "none"):
             raise ConfigError(
-                f"likelihood='discretised_logistic' is of the grey levels that are stored, found binarise={self.binarise!r}"
+                f"likelihood='discretised_logistic' is of stored grey levels, found binarise={self.binarise!r}"
             )
 
     def resolved(self) -> TrainConfig:
