@@ -41,6 +41,23 @@ VAES = {
         data_shape=(6,), latent_dim=2, hidden=(8,), data_mean=torch.linspace(0.1, 0.9, 6)
     ),
     "burda": lambda: burda_vae(data_shape=(3, 3), latent_dim=4, data_mean=torch.full((3, 3), 0.2)),
+    "two layers": lambda: pv.presets.burda_two_layer_vae(data_shape=(3, 3), latent_dims=(4, 2)),
+    "convolutions, mixture prior": lambda: pv.presets.conv_vae(
+        data_shape=(2, 5, 4), latent_dim=2, channels=(3, 4), prior="mixture", num_components=3
+    ),
+    "vamp prior, full posterior, discretised logistic": lambda: mlp_vae(
+        data_shape=(6,),
+        latent_dim=2,
+        hidden=(8,),
+        prior="vamp",
+        posterior="full",
+        likelihood="discretised_logistic",
+        num_levels=17,
+        likelihood_scale="learned",
+    ),
+    "continuous bernoulli": lambda: mlp_vae(
+        data_shape=(6,), latent_dim=2, hidden=(8,), likelihood="continuous_bernoulli"
+    ),
 }
 
 
@@ -86,7 +103,7 @@ def test_what_is_saved_comes_back(build, tmp_path):
     again = pv.load(tmp_path / "model.safetensors")
     assert_same_state(again, vae)
     assert json.dumps(again.recipe) == json.dumps(vae.recipe)
-    assert (again.name, again.data_shape, again.latent_dim) == (vae.name, vae.data_shape, vae.latent_dim)
+    assert (again.name, again.data_shape, again.latent_dims) == (vae.name, vae.data_shape, vae.latent_dims)
     assert again.sample(5).shape == (5, *vae.data_shape)
     with seeded(0):
         expected = vae.sample(5)

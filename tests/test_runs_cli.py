@@ -222,6 +222,28 @@ def test_gaussian_likelihood_in_every_scale_mode(tmp_path, scale):
     assert json.loads(answer.out)["estimates"] == result["estimates"]
 
 
+@pytest.mark.parametrize(
+    ("options", "refers_to"),
+    [
+        (["--preset", "conv", "--channels", "2", "--prior", "mixture"], "dynamic"),
+        (["--preset", "burda_two_layer", "--latent-dim", "3"], "dynamic"),
+        (["--prior", "vamp", "--likelihood", "continuous_bernoulli"], "Continuous Bernoulli (a density"),
+        (
+            ["--posterior", "full", "--likelihood", "discretised_logistic"],
+            "Discretised logistic (decoder scale; a prob",
+        ),
+    ],
+)
+def test_every_part_makes_a_run(tmp_path, options, refers_to):
+    common = ("--num-epochs", "1", "--eval-particles", "2", "--out", "run")
+    assert refers_to in succeed("train", *options, *common, folder=tmp_path).out
+    assert names(tmp_path / "run") >= RESULTS | PICTURES
+    succeed("sample", "run", "--num", "3", folder=tmp_path)
+    succeed("evaluate", "run", "--num-images", "3", "--estimator", "is", folder=tmp_path)
+    recorded = evaluation(tmp_path / "run")
+    assert all(math.isfinite(row["nats"]) for row in recorded["estimates"])
+
+
 def test_grey_levels_under_a_bernoulli_are_refused_and_cost_nothing(tmp_path):
     answer = cli(*TINY, "--binarise", "none", "--out", tmp_path / "run")
     assert_one_line(answer, r"\{0, 1\}.*relaxed")
@@ -510,6 +532,16 @@ def test_words_that_the_parser_does_not_know_exit_2(args, pattern):
         (["--objective", "beta_vae", "--warmup-steps", "0"], "warmup_steps"),
         (["--objective", "iwae", "--analytic-kl"], "analytic_kl"),
         (["--preset", "burda", "--hidden", "32"], "preset='burda'"),
+        (["--preset", "burda_two_layer", "--prior", "vamp"], "prior='vamp': preset='burda_two_layer' has no such"),
+        (["--preset", "conv", "--hidden", "32"], "preset='conv'"),
+        (["--channels", "8"], "channels=.8,.: preset='mlp'"),
+        (["--preset", "conv", "--channels", "0"], "channels"),
+        (["--preset", "conv", "--channels", "2", "2", "2", "2"], "at least 9 pixels"),
+        (["--num-components", "4"], "num_components=4: prior='standard'"),
+        (["--prior", "mixture", "--num-components", "0"], "num_components=0"),
+        (["--prior", "vamp", "--analytic-kl"], "no closed form"),
+        (["--likelihood", "discretised_logistic", "--binarise", "static"], "discretised_logistic"),
+        (["--likelihood", "continuous_bernoulli", "--likelihood-scale", "2"], "likelihood_scale belongs to"),
         (["--hidden", "0"], "hidden"),
         (["--hidden", "16", "-1"], "hidden"),
         (["--likelihood", "gaussian", "--likelihood-scale", "-1"], "scale"),
@@ -619,6 +651,7 @@ def test_an_output_that_cannot_be_written_is_one_line():
         TrainConfig().resolved(),
         TrainConfig(dataset="mnist", preset="burda", schedule="burda", objective="iwae", num_particles=50).resolved(),
         TrainConfig(hidden=(), likelihood="gaussian", likelihood_scale="learned", max_grad_norm=1.5, validation=0.0),
+        TrainConfig(preset="conv", channels=(4, 8), prior="vamp", num_components=3, posterior="full"),
         TrainConfig(hidden=(1, 2, 3), likelihood="gaussian", likelihood_scale=0.3, patience=4, device="cpu", out="x y"),
     ],
 )
@@ -668,7 +701,7 @@ def test_a_config_that_is_not_one_is_one_line(copy, text):
 
 BAD_VALUES = [
     {"objective": "vae"},
-    {"preset": "conv"},
+    {"preset": "resnet"},
     {"likelihood": "poisson"},
     {"schedule": "linear"},
     {"binarise": "sometimes"},
