@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BINARISATIONS", "DATASETS", "Dataset", "Pixels", "binarise", "load"]
+__all__ = ["BINARISATIONS", "DATASETS", "Dataset", "Pixels", "binarise", "load", "read_images"]
 
 import os
 from collections.abc import Callable, Iterator
@@ -145,6 +145,51 @@ def load(name: str = "digits", *, data_dir: str | Path | None = None, download: 
         raise DataError(f"data set {name!r}: expected one of {', '.join(DATASETS)}")
     root = Path(data_dir or os.environ.get("PYRO_VAE_DATA") or "data")
     return DATASETS[name](name, root, download)
+
+
+def read_images(
+    folder: str | Path, *, size: tuple[int, int] = (64, 64), grey: bool = False, most: int | None = None
+) -> Tensor:
+    """The pictures in a folder and the folders in it, as uint8 ``[n, 3, height, width]``, or ``[n, height, width]``.
+
+    In the order of their paths; each is cut around its middle to the shape of ``size`` and then scaled to it.
+
+    Arguments:
+        folder: Such as the unpacked files of CelebA or Labeled Faces in the Wild.
+        size: Height and width.
+        grey: Without colours.
+        most: The first so many only.
+
+    Errors:
+        DataError: for a folder that holds no pictures, or a file that is not one in spite of its name.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (178, 218), "red").save(f"{folder}/000001.png")
+        ...     read_images(folder, size=(32, 32))[0, :, 0, 0]
+        tensor([255,   0,   0], dtype=torch.uint8)
+    """
+    from PIL import Image, ImageOps
+
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _PICTURES)
+    if not paths:
+        raise DataError(f"{folder}: no pictures found, expected files that end in {', '.join(sorted(_PICTURES))}")
+    found = []
+    for path in paths[:most]:
+        try:
+            with Image.open(path) as image:
+                whole = image.convert("L" if grey else "RGB")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}): mend it or take it away") from error
+        fitted = ImageOps.fit(whole, (size[1], size[0]), method=Image.Resampling.LANCZOS)
+        found.append(torch.from_numpy(np.array(fitted)))
+    images = torch.stack(found)
+    return images if grey else images.permute(0, 3, 1, 2).contiguous()
+
+
+_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def _digits(name: str, root: Path, download: bool) -> Dataset:

@@ -6,12 +6,14 @@ import struct
 import typing
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import pyro_vae as pv
 from pyro_vae import data
 from pyro_vae.config import TrainConfig
 from pyro_vae.data import BINARISATIONS, DATASETS, Pixels
@@ -372,3 +374,43 @@ def test_damaged_omniglot_is_one_line(tmp_path, monkeypatch, moment):
         data.load("omniglot", data_dir=tmp_path)
     for word in ("cannot identify image file", str(tmp_path / "omniglot-py"), "delete"):
         assert word in message(caught)
+
+
+# --- pictures in a folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A wide picture, red on the left third and blue on the right one, in a folder of the folder."""
+    from PIL import Image
+
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, :20, 0], pixels[:, 20:40], pixels[:, 40:, 2] = 255, 100, 255
+    (tmp_path / "inner").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "inner" / "b.PNG")
+    Image.fromarray(pixels[:, 20:40]).save(tmp_path / "a.jpg", quality=100)
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_pictures_are_cut_around_their_middle_and_scaled(folder):
+    x = pv.data.read_images(folder, size=(10, 8))
+    assert (x.shape, x.dtype) == ((2, 3, 10, 8), torch.uint8)
+    assert ((x.int() - 100).abs() <= 2).all()  # the colours at the sides are cut off
+    assert pv.data.read_images(folder, size=(20, 60), most=1).shape == (1, 3, 20, 60)
+    whole = pv.data.read_images(folder / "inner", size=(20, 60))
+    assert whole[0, :, 10, 3].tolist() == [255, 0, 0]
+    assert whole[0, :, 10, 56].tolist() == [0, 0, 255]
+    assert pv.data.read_images(folder, size=(5, 5), grey=True).shape == (2, 5, 5)
+
+
+def test_a_folder_without_pictures_is_one_line(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="no pictures found"):
+            pv.data.read_images(place)
+
+
+def test_a_file_that_is_no_picture_is_named(folder):
+    (folder / "c.png").write_bytes(b"not one")
+    with pytest.raises(DataError, match=r"c\.png cannot be read"):
+        pv.data.read_images(folder)
