@@ -203,14 +203,14 @@ def test_reconstructions_are_below_their_data():
 
 
 def test_neighbours_are_below_their_samples_with_the_distance():
-    ax = plot.neighbours(levels(0.1, 0.2, 0.3), levels(0.6, 0.7, 0.8), torch.tensor([1.0, 2.345, 10.0]))
+    ax = plot.neighbours(levels(0.1, 0.2, 0.3), levels(0.6, 0.7, 0.8), torch.tensor([1.0, 2.346, 10.0]))
     found = canvas(ax)
     assert found.shape == (9, 14)
     assert found[0, ::5] == pytest.approx([0.1, 0.2, 0.3])
     assert found[5, ::5] == pytest.approx([0.6, 0.7, 0.8])
     named = ticks(ax.yaxis)
     assert (named["sample"], named["nearest in training"]) == (1.5, 6.5)
-    assert ticks(ax.xaxis) == {"1": 1.5, "2.35": 6.5, "10": 11.5}  # each below its pair
+    assert ticks(ax.xaxis) == {"1.00": 1.5, "2.35": 6.5, "10.00": 11.5}  # each below its pair
     assert ax.get_xlabel() == "distance"
 
 

@@ -67,7 +67,7 @@ def neighbours(x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, t
     ax.set_axis_on()
     height, width = x.shape[1:]
     ax.set_yticks([_middle(0, height), _middle(1, height)], ["sample", "nearest in training"])
-    ax.set_xticks(_middle(np.arange(len(x)), width), [f"{value:.3g}" for value in distance], fontsize=8)
+    ax.set_xticks(_middle(np.arange(len(x)), width), [f"{value:.2f}" for value in distance], fontsize=8)
     ax.tick_params(length=0)
     ax.set_xlabel("distance")
     return ax
