@@ -2,10 +2,11 @@
 
 Ten latent dimensions learn scikit-learn's digits, black or white. The upper row has means E[x | z] for z from three
 places: the prior; the aggregate posterior, which is q(z | x) of a random training digit; and 20 Gaussians fitted to
-draws of the latter. Over them stands how far draws of x are from held-out digits, in energy distance (training digits:
-about zero). Below, draws of x stand over the training digits nearest to them, with the distance: a copy would have 0,
-and usual is the mean of held-out digits. The last picture goes in straight lines from one held-out digit to another.
-Great circles would keep the length of z, but leave the places where the data are: the density halfway is lower there.
+draws of the latter (Ghosh et al., 2020, https://arxiv.org/abs/1903.12436). Over them stands how far draws of x are from
+held-out digits, in energy distance (training digits: about zero). Below, draws of x stand over the training digits
+nearest to them, with the distance: a copy would have 0, and usual is the mean of held-out digits. The last picture goes
+in straight lines from one held-out digit to another. Great circles would keep the length of z, but leave the places
+where the data are: the density halfway is lower there.
 """
 
 import argparse

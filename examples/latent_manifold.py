@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
 
-    name, num_epochs, batch_size, side = ("mnist", 20, 100, 20) if args.data_dir else ("digits", 300, 64, 12)
+    name, num_epochs, batch_size, side = ("mnist", 15, 100, 20) if args.data_dir else ("digits", 300, 64, 12)
     images = pv.data.load(name, data_dir=args.data_dir)
     x_train = pv.data.Pixels(images.x_train, "dynamic", max_value=images.max_value)
     x_test = pv.data.Pixels(images.x_test, "static", max_value=images.max_value)[:1000]
