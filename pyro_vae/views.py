@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import data, plot
+from . import data, diagnostics, plot
 from .assembly import objective_of, plain_name
 from .config import TrainConfig
 from .errors import ConfigError
@@ -89,9 +89,30 @@ def _manifold(scene: Scene) -> Any:
 
 
 def _latents(scene: Scene) -> Any:
+    q = scene.vae.encode(scene.x_test)
+    scale = q.stddev if len(scene.x_test) <= _MOST_ELLIPSES else None
     title = f"{scene.config.dataset} test set: posterior means by class"
-    return plot.latents(scene.vae.encode(scene.x_test).mean, scene.y_test, title=title)
+    return plot.latents(q.mean, scene.y_test, scale=scale, title=title)
 
+
+def _interpolations(scene: Scene) -> Any:
+    start, end = scene.x_test[:8], scene.x_test[8:16]
+    z = scene.vae.encode(torch.stack([start, end])).mean
+    paths = torch.lerp(z[0, :, None], z[1, :, None], torch.linspace(0, 1, 10)[:, None])
+    title = "test images and E[x | z] on straight lines between their E[z | x]"
+    return plot.interpolations(start, scene.vae.decode(paths).mean, end, title=title)
+
+
+def _neighbours(scene: Scene) -> Any:
+    x_train, x = scene.x_train[:], scene.vae.sample(min(len(scene.x_test), _MOST_SAMPLES))
+    found = diagnostics.nearest_neighbours(x, x_train)
+    usual = diagnostics.nearest_neighbours(scene.x_test[: len(x)], x_train).distance.mean()
+    title = f"draws of x from the model: mean distance {found.distance.mean():.2f}; test images: {usual:.2f}"
+    return plot.neighbours(x[:12], x_train[found.place[:12]], found.distance[:12], title=title)
+
+
+_MOST_ELLIPSES = 1000  # more cannot be told apart
+_MOST_SAMPLES = 500
 
 VIEWS: dict[str, View] = {
     "history": View(_history),
@@ -99,4 +120,6 @@ VIEWS: dict[str, View] = {
     "samples": View(_samples),
     "manifold": View(_manifold, planar=True),
     "latents": View(_latents, planar=True),
+    "interpolations": View(_interpolations, standard=False),
+    "neighbours": View(_neighbours, standard=False),
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from pyro_vae import plot
@@ -85,6 +86,13 @@ DRAW = {
     "history": lambda ax=None: plot.history(epochs([-3.0, -2.0, -1.0], [-4.0, -3.0, -2.0]), ax, title="a title"),
 }
 DRAW |= {
+    "latents with ellipses": lambda ax=None: plot.latents(
+        torch.randn(1000, 2), torch.arange(1000) % 10, ax, scale=0.1 * torch.rand(1000, 2), title="a title"
+    ),
+    "neighbours": lambda ax=None: plot.neighbours(strokes(12), strokes(12), torch.rand(12), ax, title="a title"),
+    "interpolations": lambda ax=None: plot.interpolations(
+        strokes(8), strokes(80).reshape(8, 10, 28, 28), strokes(8), ax, title="a title"
+    ),
     "log_evidence": lambda ax=None: plot.log_evidence(many_estimates(10_000), ax=ax, title="a title"),
     "inference_gaps": lambda ax=None: plot.inference_gaps(
         {"full": gaps_of([0.1, 0.2], [0.3, 0.1])}, ax, title="a title"
@@ -94,7 +102,7 @@ each_picture = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
 
 
 def test_every_picture_is_tested():
-    assert {*DRAW, "latent_grid", "save"} == set(plot.__all__)
+    assert {*(name.split()[0] for name in DRAW), "latent_grid", "save"} == set(plot.__all__)
 
 
 @each_picture
@@ -194,6 +202,33 @@ def test_reconstructions_are_below_their_data():
     assert len(ax.get_xticks()) == 0
 
 
+def test_neighbours_are_below_their_samples_with_the_distance():
+    ax = plot.neighbours(levels(0.1, 0.2, 0.3), levels(0.6, 0.7, 0.8), torch.tensor([1.0, 2.346, 10.0]))
+    found = canvas(ax)
+    assert found.shape == (9, 14)
+    assert found[0, ::5] == pytest.approx([0.1, 0.2, 0.3])
+    assert found[5, ::5] == pytest.approx([0.6, 0.7, 0.8])
+    named = ticks(ax.yaxis)
+    assert (named["sample"], named["nearest in training"]) == (1.5, 6.5)
+    assert ticks(ax.xaxis) == {"1.00": 1.5, "2.35": 6.5, "10.00": 11.5}  # each below its pair
+    assert ax.get_xlabel() == "distance"
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 1, 4, 6)])
+def test_paths_are_between_the_data_that_they_join(shape):
+    paths = levels(0.2, 0.3, 0.4, 0.6, 0.7, 0.8, height=4, width=6).reshape(shape)
+    ax = plot.interpolations(levels(0.1, 0.5, height=4, width=6), paths, levels(0.45, 0.9, height=4, width=6))
+    found = canvas(ax)
+    assert found.shape == (2 * 5 - 1, 5 * 7 - 1)
+    assert found[0, ::7] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.45])
+    assert found[5, ::7] == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    names = [text.get_text() for text in ax.get_xticklabels()]
+    assert dict(zip(ax.get_xticks(), names, strict=True)) == {2.5: "data", 9.5: "0", 23.5: "1", 30.5: "data"}
+    lines = [line.get_xdata()[0] for line in ax.lines]
+    assert lines == [6, 27]  # the empty pixels on either side of what is decoded
+    assert not found[:, lines].any()
+
+
 # --- The latent plane ---------------------------------------------------------------------------------------------
 
 
@@ -274,6 +309,41 @@ def test_circles_hold_the_share_of_the_prior_that_they_name():
         assert line.get_label() == f"{share:.0%} of p(z)"
         error = math.sqrt(share * (1 - share) / len(draws))
         assert (draws < radius[0]).double().mean().item() == pytest.approx(share, abs=5 * error)
+
+
+def drawn_ellipses(ax):
+    """Each drawn ellipse's outline ``[n, points, 2]``, and its colour."""
+    (found,) = [each for each in ax.collections if isinstance(each, LineCollection)]
+    return np.array(found.get_segments()), found.get_colors()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_ellipses_are_one_standard_deviation_of_each_posterior(full):
+    loc, labels = torch.tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0]]), torch.tensor([4, 7, 4])
+    scale = torch.tensor([[0.5, 0.1], [0.2, 0.4], [0.3, 0.3]])
+    factor = torch.diag_embed(scale)
+    if full:
+        scale = factor = factor + torch.tensor([[0.0, 0.0], [0.3, 0.0]]) * torch.tensor([1.0, -1.0, 0.5])[:, None, None]
+    ax = plot.latents(loc, labels, Figure(figsize=(7, 4)).subplots(), scale=scale)
+    outlines, colours = drawn_ellipses(ax)
+    covariance = factor @ factor.mT
+    for place, outline in enumerate(torch.from_numpy(outlines).float()):
+        away = outline - loc[place]
+        squares = (away @ covariance[place].inverse() * away).sum(1)  # the squared radius in standard deviations
+        assert squares.numpy() == pytest.approx(1.0, abs=1e-5)
+        far = away.abs().amax(0).numpy()  # so that half an outline would not do
+        assert far == pytest.approx(covariance[place].diagonal().sqrt().numpy(), rel=0.02)
+    named = {entry.get_label(): entry.get_facecolor()[0, :3] for entry in ax.collections[2:-1]}
+    for label, colour in zip(labels.tolist(), colours, strict=True):
+        assert np.array_equal(colour[:3], named[str(label)])
+    assert "one sigma\nof q(z | x)" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_the_axes_hold_whole_ellipses():
+    ax = plot.latents(torch.zeros(1, 2), torch.zeros(1), scale=torch.tensor([[20.0, 10.0]]))
+    outline = drawn_ellipses(ax)[0][0]
+    assert ax.get_xlim()[0] < outline[:, 0].min() < -19.9 < 19.9 < outline[:, 0].max() < ax.get_xlim()[1]
+    assert ax.get_ylim()[0] < outline[:, 1].min() < -9.9 < 9.9 < outline[:, 1].max() < ax.get_ylim()[1]
 
 
 def test_many_classes_have_no_legend():
@@ -410,6 +480,13 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
         lambda: plot.latents(torch.rand(7, 3), torch.arange(7)),
         lambda: plot.latents(torch.rand(7, 1), torch.arange(7)),
         lambda: plot.latents(torch.rand(7, 2), torch.arange(3)),
+        lambda: plot.latents(torch.rand(7, 2), torch.arange(7), scale=torch.rand(7)),
+        lambda: plot.latents(torch.rand(7, 2), torch.arange(7), scale=torch.rand(7, 2, 3)),
+        lambda: plot.neighbours(torch.rand(3, 4, 4), torch.rand(2, 4, 4), torch.rand(3)),
+        lambda: plot.neighbours(torch.rand(3, 4, 4), torch.rand(3, 4, 4), torch.rand(2)),
+        lambda: plot.interpolations(torch.rand(3, 4, 4), torch.rand(3, 5, 4, 5), torch.rand(3, 4, 4)),
+        lambda: plot.interpolations(torch.rand(3, 4, 4), torch.rand(3, 5, 4, 4), torch.rand(2, 4, 4)),
+        lambda: plot.interpolations(torch.rand(3, 4, 4), torch.rand(3, 16), torch.rand(3, 4, 4)),
         lambda: plot.log_evidence(many_estimates(7), torch.zeros(6)),
         lambda: plot.inference_gaps({}),
     ],
@@ -424,6 +501,13 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
         "three latent dimensions",
         "one latent dimension",
         "too few labels",
+        "one number for a scale",
+        "factors that are not square",
+        "too few neighbours",
+        "too few distances",
+        "paths of another size",
+        "too few ends",
+        "paths without steps",
         "exact values of others",
         "no families",
     ],

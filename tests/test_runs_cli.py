@@ -14,18 +14,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pytest
 
 import pyro_vae as pv
 from pyro_vae.assembly import objective_of
-from pyro_vae.cli import main
+from pyro_vae.cli import Views, main
 from pyro_vae.config import TrainConfig
 from pyro_vae.errors import ConfigError
 from pyro_vae.schedules import LinearWarmup
 from pyro_vae.training_state import Epoch
+from pyro_vae.views import VIEWS
 
 TINY = ("train", "digits", "--num-epochs", "2", "--eval-particles", "10", "--hidden", "16", "--device", "cpu")
 PICTURES = {"history.png", "reconstructions.png", "samples.png"}
@@ -442,6 +443,22 @@ def test_plot_draws_the_same_pictures_again(copy):
     answer = succeed("plot", copy)
     assert {Path(path).name for path in answer.out.split()} == PICTURES | OF_TWO_LATENTS
     assert content(copy) == before
+
+
+@pytest.mark.parametrize("view", ["interpolations", "neighbours"])
+def test_views_that_are_drawn_when_asked_for(copy, view):
+    before = content(copy)
+    answer = succeed("plot", copy, view)
+    assert answer.out.split() == [str(copy / f"{view}.png")]
+    picture = (copy / f"{view}.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert 1_000 < len(picture) < 400_000
+    (copy / f"{view}.png").unlink()
+    assert content(copy) == before
+
+
+def test_every_view_is_a_word_of_plot():
+    assert VIEWS.keys() == set(get_args(get_args(get_args(Views)[0])[0]))
 
 
 def test_verbs_need_a_run(tmp_path):

@@ -1,4 +1,6 @@
-"""What a trained pair can be asked about: its latent dimensions, the parts of its bound, and how good its guide is."""
+"""What a trained pair can be asked about: its latent dimensions, the parts of its bound, how good its guide is,
+and how its samples compare with the data.
+"""
 
 __all__ = [
     "AggregatePosterior",
@@ -7,11 +9,14 @@ __all__ = [
     "InferenceGaps",
     "LatentSummary",
     "Mean",
+    "Neighbours",
     "aggregate_posterior",
     "calibration",
     "elbo_parts",
+    "energy_distance",
     "inference_gaps",
     "latent_summary",
+    "nearest_neighbours",
 ]
 
 from .aggregate import AggregatePosterior, aggregate_posterior
@@ -20,3 +25,4 @@ from .calibration import Calibration, calibration
 from .gaps import InferenceGaps, inference_gaps
 from .latents import LatentSummary, latent_summary
 from .parts import ELBOParts, elbo_parts
+from .samples import Neighbours, energy_distance, nearest_neighbours

@@ -3,17 +3,19 @@
 from .base import save
 from .latents import latents
 from .numbers import inference_gaps, log_evidence
-from .pictures import images, latent_grid, manifold, reconstructions
+from .pictures import images, interpolations, latent_grid, manifold, neighbours, reconstructions
 from .training import history
 
 __all__ = [
     "history",
     "images",
     "inference_gaps",
+    "interpolations",
     "latent_grid",
     "latents",
     "log_evidence",
     "manifold",
+    "neighbours",
     "reconstructions",
     "save",
 ]

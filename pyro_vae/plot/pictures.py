@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["images", "latent_grid", "manifold", "reconstructions"]
+__all__ = ["images", "interpolations", "latent_grid", "manifold", "neighbours", "reconstructions"]
 
 from typing import Any
 
@@ -49,6 +49,52 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     height = x.shape[1]
     ax.set_yticks([_middle(0, height), _middle(1, height)], ["data", "reconstruction"])
     ax.tick_params(length=0)
+    return ax
+
+
+def neighbours(x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Samples ``[n, height, width]`` above what is nearest to each in the training data, with the distance ``[n]``.
+
+    :func:`~pyro_vae.diagnostics.nearest_neighbours` finds both. A model that copies shows the same image twice.
+    """
+    x, nearest, distance = as_pictures(x), as_pictures(nearest), as_tensor(distance).detach().cpu().numpy()
+    if x.shape != nearest.shape or distance.shape != x.shape[:1]:
+        raise ShapeError(
+            f"expected one neighbour and one distance for each of {len(x)} images {x.shape[1:]}, got {nearest.shape} "
+            f"and {distance.shape}"
+        )
+    ax = images(np.concatenate([x, nearest]), ax, columns=len(x), title=title)
+    ax.set_axis_on()
+    height, width = x.shape[1:]
+    ax.set_yticks([_middle(0, height), _middle(1, height)], ["sample", "nearest in training"])
+    ax.set_xticks(_middle(np.arange(len(x)), width), [f"{value:.2f}" for value in distance], fontsize=8)
+    ax.tick_params(length=0)
+    ax.set_xlabel("distance")
+    return ax
+
+
+def interpolations(start: Any, paths: Any, end: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Decoded paths ``[rows, steps, height, width]``, each between the data ``[rows, height, width]`` that it joins.
+
+    A line parts them: what stands beside it should look alike, if the path's ends are the codes of the data.
+    """
+    start, end, paths = as_pictures(start), as_pictures(end), as_tensor(paths).detach().cpu().numpy()
+    if start.shape != end.shape or paths.ndim < 3 or paths.shape[0] != len(start) or paths[:, :1].size != start.size:
+        raise ShapeError(
+            f"expected paths (n, steps, height, width) from and to images (n, height, width), got {paths.shape} from "
+            f"{start.shape} to {end.shape}"
+        )
+    height, width = start.shape[1:]
+    steps = paths.shape[1]
+    rows = np.concatenate([start[:, None], paths.reshape(-1, steps, height, width), end[:, None]], 1)
+    ax = images(rows.reshape(-1, height, width), ax, columns=steps + 2, title=title)
+    ax.set_axis_on()
+    ax.set_yticks([])
+    ax.set_xticks(_middle(np.array([0, 1, steps, steps + 1]), width), ["data", "0", "1", "data"])
+    ax.tick_params(length=0)
+    ax.set_xlabel("share of the way")
+    for column in (1, steps + 1):
+        ax.axvline(column * (width + 1) - 1, color="C3", linewidth=1.5)
     return ax
 
 

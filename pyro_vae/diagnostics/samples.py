@@ -1,0 +1,115 @@
+r"""Two samples of data compared: what is nearest to what, and how far the distributions are apart."""
+
+from __future__ import annotations
+
+__all__ = ["Neighbours", "energy_distance", "nearest_neighbours"]
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from ..arrays import as_batch
+from ..errors import DataError, ShapeError, require_count
+
+
+class Neighbours(NamedTuple):
+    """For each datapoint, the one of the others that is nearest to it."""
+
+    place: Int[Tensor, " batch"]
+    distance: Float[Tensor, " batch"]
+    """Euclidean, float64; of images of zeros and ones its square is how many pixels differ."""
+
+
+def nearest_neighbours(x: Any, others: Any, *, max_bytes: int = 2**26) -> Neighbours:
+    r"""For every datapoint the nearest of ``others``, in Euclidean distance over all of its entries.
+
+    .. math:: i_n = \operatorname{argmin}_m \|x_n - y_m\|, \qquad d_n = \|x_n - y_{i_n}\|
+
+    A generative model that copies its training data has samples much nearer to them than held-out data are; with
+    ``others`` the samples and ``x`` held-out data, it is what the samples leave out that is far.
+
+    Arguments:
+        x: Data ``[n, ...]``, any array type.
+        others: Data ``[m, ...]`` of the same shape each; of equally near ones any may be taken.
+        max_bytes: About how much memory a block of distances may take.
+
+    Errors:
+        DataError: for empty or non-finite data.
+        ShapeError: for datapoints of different shapes.
+
+    Example:
+        >>> found = nearest_neighbours([[0.0, 0.0], [5.0, 1.0]], [[0.0, 1.0], [5.0, 5.0]])
+        >>> found.place, found.distance
+        (tensor([0, 1]), tensor([1., 4.], dtype=torch.float64))
+    """
+    x, others = _alike(x, others, other="others")
+    place = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    squares = torch.full_like(place, torch.inf, dtype=torch.float64)
+    for start, block in _squares(x, others, max_bytes):
+        least = block.min(1)
+        nearer = least.values < squares
+        place, squares = torch.where(nearer, start + least.indices, place), torch.where(nearer, least.values, squares)
+    # Once more, since a sum of squares taken apart is wrong by rounding where two datapoints are the same.
+    return Neighbours(place, (x.double() - others[place].double()).norm(dim=1))
+
+
+def energy_distance(x: Any, y: Any, *, max_bytes: int = 2**26) -> Float[Tensor, ""]:
+    r"""How far the distributions of two samples are apart, estimated without bias: zero if and only if they are one.
+
+    .. math:: D^2(p, q) = 2\, \mathbb E \|x - y\| - \mathbb E \|x - x'\| - \mathbb E \|y - y'\|,
+        \qquad x, x' \sim p, \; y, y' \sim q
+
+    In the units of the data, float64. An estimate may be negative; the way to tell what is small is the same for two
+    samples of one distribution, such as training and held-out data.
+
+    Arguments:
+        x, y: Data ``[n, ...]`` and ``[m, ...]``, any array type; n and m of at least 2.
+        max_bytes: About how much memory a block of distances may take.
+
+    Errors:
+        DataError: for empty or non-finite data, or a single datapoint.
+        ShapeError: for datapoints of different shapes.
+
+    References:
+        | Energy statistics: A class of statistics based on distances (Székely & Rizzo, 2013)
+        | https://doi.org/10.1016/j.jspi.2013.03.018
+
+    Example:
+        >>> energy_distance([[0.0], [0.0]], [[3.0], [3.0]])
+        tensor(6., dtype=torch.float64)
+    """
+    x, y = _alike(x, y)
+    for name, sample in (("x", x), ("y", y)):
+        if len(sample) < 2:
+            raise DataError(
+                f"{name}: found one datapoint, expected at least 2: one alone is at no distance from others"
+            )
+
+    def total(one: Tensor, other: Tensor) -> Tensor:
+        return torch.stack([block.sqrt().sum() for _, block in _squares(one, other, max_bytes)]).sum()
+
+    within = [total(sample, sample) / (len(sample) * (len(sample) - 1)) for sample in (x, y)]
+    return 2 * total(x, y) / (len(x) * len(y)) - within[0] - within[1]
+
+
+def _alike(x: Any, y: Any, *, other: str = "y") -> tuple[Shaped[Tensor, "n data"], Shaped[Tensor, "m data"]]:
+    """Both as rows of numbers."""
+    x, y = as_batch(x), as_batch(y, name=other)
+    if x.shape[1:] != y.shape[1:]:
+        raise ShapeError(f"expected datapoints of one shape, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
+    return x.reshape(len(x), -1), y.to(x.device).reshape(len(y), -1)
+
+
+def _squares(
+    x: Shaped[Tensor, "n data"], y: Shaped[Tensor, "m data"], max_bytes: int
+) -> Iterator[tuple[int, Float[Tensor, "n columns"]]]:
+    """Squared distances, float64, from all of x to some of y, with where these start."""
+    centre = x.double().mean(0)  # products of large numbers would leave little of their difference
+    x = x.double() - centre
+    size = max(1, require_count("max_bytes", max_bytes) // (8 * max(x.shape)))
+    for start in range(0, len(y), size):
+        part = y[start : start + size].double() - centre
+        yield start, (x.square().sum(1, keepdim=True) + part.square().sum(1) - 2 * x @ part.T).clamp(min=0)
