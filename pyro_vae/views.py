@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from . import data, diagnostics, plot
 from .assembly import objective_of, plain_name
@@ -90,9 +91,9 @@ def _manifold(scene: Scene) -> Any:
 
 def _latents(scene: Scene) -> Any:
     q = scene.vae.encode(scene.x_test)
-    scale = q.stddev if len(scene.x_test) <= _MOST_ELLIPSES else None
+    scale = q.scale_tril if isinstance(q, MultivariateNormal) else q.stddev
     title = f"{scene.config.dataset} test set: posterior means by class"
-    return plot.latents(q.mean, scene.y_test, scale=scale, title=title)
+    return plot.latents(q.mean, scene.y_test, scale=scale if len(scene.x_test) <= _MOST_ELLIPSES else None, title=title)
 
 
 def _interpolations(scene: Scene) -> Any:

@@ -89,6 +89,10 @@ DRAW |= {
     "latents with ellipses": lambda ax=None: plot.latents(
         torch.randn(1000, 2), torch.arange(1000) % 10, ax, scale=0.1 * torch.rand(1000, 2), title="a title"
     ),
+    "images in colours": lambda ax=None: plot.images(torch.rand(10, 3, 8, 8), ax, title="a title"),
+    "interpolations in colours": lambda ax=None: plot.interpolations(
+        torch.rand(2, 3, 8, 8), torch.rand(2, 5, 3, 8, 8), torch.rand(2, 3, 8, 8), ax, title="a title"
+    ),
     "neighbours": lambda ax=None: plot.neighbours(strokes(12), strokes(12), torch.rand(12), ax, title="a title"),
     "interpolations": lambda ax=None: plot.interpolations(
         strokes(8), strokes(80).reshape(8, 10, 28, 28), strokes(8), ax, title="a title"
@@ -516,3 +520,13 @@ def test_wrong_shapes_are_one_line(draw):
     with pytest.raises(ShapeError) as caught:
         draw()
     assert "\n" not in str(caught.value)
+
+
+def test_colours_are_where_they_were_and_what_is_beyond_white_is_white():
+    x = torch.zeros(2, 3, 2, 2)
+    x[0, 0], x[1, 2] = 1.0, 7.0  # red, and more than blue
+    (canvas,) = (image.get_array() for image in plot.images(x).get_images())
+    assert canvas.shape == (2, 5, 3)
+    assert canvas[0, 0].tolist() == [1, 0, 0]
+    assert canvas[0, 4].tolist() == [0, 0, 1]
+    assert canvas[0, 2].tolist() == [1, 1, 1]  # between them, the background

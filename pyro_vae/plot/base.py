@@ -28,14 +28,21 @@ def dot_size(num: int) -> float:
 
 
 def as_pictures(x: Any) -> np.ndarray:
-    """Images as ``[n, height, width]``; flat ones are squared if they can be, one channel is dropped."""
+    """Images as ``[n, height, width]`` or, in colours, ``[n, height, width, 3]``.
+
+    Flat ones are squared if they can be, one channel is dropped, and channels may come before or after the pixels.
+    """
     x = as_tensor(x).detach().cpu().numpy()
+    if x.ndim == 4 and x.shape[1] == 3:
+        x = np.moveaxis(x, 1, -1)
     if x.ndim == 4 and x.shape[1] == 1:
         x = x[:, 0]
     if x.ndim == 2 and (side := round(x.shape[1] ** 0.5)) ** 2 == x.shape[1]:
         x = x.reshape(-1, side, side)
-    if x.ndim != 3:
-        raise ShapeError(f"expected images of shape (n, height, width), got {x.shape}: reshape them")
+    if x.ndim != 3 and not (x.ndim == 4 and x.shape[3] == 3):
+        raise ShapeError(
+            f"expected images of shape (n, height, width) or (n, 3, height, width), got {x.shape}: reshape them"
+        )
     return x
 
 

@@ -18,7 +18,10 @@ from .base import as_pictures, new_axes
 
 
 def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = "", invert: bool = True) -> Axes:
-    """Images ``[n, height, width]`` side by side, a pixel apart, dark on white unless ``invert=False``."""
+    """Images side by side, a pixel apart: grey ones ``[n, height, width]``, or in colours ``[n, 3, height, width]``.
+
+    Grey ones are dark on white unless ``invert=False``.
+    """
     x = as_pictures(x)
     if not len(x):
         raise ShapeError("expected at least one image, found none")
@@ -26,12 +29,13 @@ def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = ""
     rows = -(-len(x) // columns)
     inches = min(0.6, 6 / columns)
     ax = new_axes(ax, width=inches * columns, height=inches * rows)
-    height, width = x.shape[1:]
-    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), 0.0 if invert else 1.0)
+    height, width, *colours = x.shape[1:]
+    shape = (rows * (height + 1) - 1, columns * (width + 1) - 1, *colours)
+    canvas = np.full(shape, 0.0 if invert and not colours else 1.0)
     for number, image in enumerate(x):
         row, column = divmod(number, columns)
         top, left = row * (height + 1), column * (width + 1)
-        canvas[top : top + height, left : left + width] = image
+        canvas[top : top + height, left : left + width] = image.clip(0, 1)
     ax.imshow(canvas, cmap="gray_r" if invert else "gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     ax.set_axis_off()
     ax.set_title(title, fontsize=9)
@@ -65,7 +69,7 @@ def neighbours(x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, t
         )
     ax = images(np.concatenate([x, nearest]), ax, columns=len(x), title=title)
     ax.set_axis_on()
-    height, width = x.shape[1:]
+    height, width = x.shape[1:3]
     ax.set_yticks([_middle(0, height), _middle(1, height)], ["sample", "nearest in training"])
     ax.set_xticks(_middle(np.arange(len(x)), width), [f"{value:.2f}" for value in distance], fontsize=8)
     ax.tick_params(length=0)
@@ -78,16 +82,16 @@ def interpolations(start: Any, paths: Any, end: Any, ax: Axes | None = None, *, 
 
     A line parts them: what stands beside it should look alike, if the path's ends are the codes of the data.
     """
-    start, end, paths = as_pictures(start), as_pictures(end), as_tensor(paths).detach().cpu().numpy()
-    if start.shape != end.shape or paths.ndim < 3 or paths.shape[0] != len(start) or paths[:, :1].size != start.size:
+    start, end, paths = as_pictures(start), as_pictures(end), as_tensor(paths)
+    if start.shape != end.shape or paths.ndim < 3 or len(paths) != len(start) or paths[:, 0].numel() != start.size:
         raise ShapeError(
-            f"expected paths (n, steps, height, width) from and to images (n, height, width), got {paths.shape} from "
-            f"{start.shape} to {end.shape}"
+            "expected paths (n, steps, height, width) from and to images (n, height, width), got "
+            f"{tuple(paths.shape)} from {start.shape} to {end.shape}"
         )
-    height, width = start.shape[1:]
-    steps = paths.shape[1]
-    rows = np.concatenate([start[:, None], paths.reshape(-1, steps, height, width), end[:, None]], 1)
-    ax = images(rows.reshape(-1, height, width), ax, columns=steps + 2, title=title)
+    width, steps = start.shape[2], paths.shape[1]
+    decoded = as_pictures(paths.flatten(0, 1)).reshape(-1, steps, *start.shape[1:])
+    rows = np.concatenate([start[:, None], decoded, end[:, None]], 1)
+    ax = images(rows.reshape(-1, *start.shape[1:]), ax, columns=steps + 2, title=title)
     ax.set_axis_on()
     ax.set_yticks([])
     ax.set_xticks(_middle(np.array([0, 1, steps, steps + 1]), width), ["data", "0", "1", "data"])
@@ -126,7 +130,7 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
         raise ShapeError(f"expected {side} x {side} images for {side} values of z, got {len(x)}")
     ax = images(x, ax, columns=side, title=title)
     ax.set_axis_on()
-    height, width = x.shape[1:]
+    height, width = x.shape[1:3]
     chosen = np.linspace(0, side - 1, 5 if side % 2 else 4).round().astype(int)  # symmetric about zero
     labels = [f"{z[index]:.1f}".replace("-", "−") for index in chosen]
     ax.xaxis.set_major_locator(FixedLocator(_middle(chosen, width)))
