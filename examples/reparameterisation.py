@@ -79,7 +79,7 @@ def main() -> None:
         print(f"{NAMES[gradient]:20} {last.mean():8.4f} ± {last.std() / repeats**0.5:.4f} at L = 64, {height:10.4g}")
         axes["variance"].loglog(numbers, variance, "o", color=f"C{place}", label=NAMES[gradient])
         axes["variance"].loglog(numbers, height / numbers, ":", color=f"C{place}")
-    axes["variance"].set(xlabel="L, draws per estimate", xticks=NUMBERS, xticklabels=NUMBERS, title="variance")
+    axes["variance"].set(xlabel="L, draws per estimate", xticks=NUMBERS, xticklabels=NUMBERS, title="variance, nats²")
     axes["variance"].legend(frameon=False, fontsize=8)
     figure.savefig(args.out, dpi=100)
     print(f"\n{args.out}")

@@ -476,7 +476,7 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
     [
         lambda: plot.images(torch.rand(8)),
         lambda: plot.images(torch.rand(3, 15)),
-        lambda: plot.images(torch.rand(3, 3, 4, 4)),
+        lambda: plot.images(torch.rand(3, 2, 4, 4)),
         lambda: plot.images(torch.rand(0, 4, 4)),
         lambda: plot.reconstructions(torch.rand(3, 4, 4), torch.rand(5, 4, 4)),
         lambda: plot.reconstructions(torch.rand(3, 4, 4), torch.rand(3, 5, 5)),
@@ -497,7 +497,7 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
     ids=[
         "one dimension",
         "not a square",
-        "colours",
+        "two channels",
         "no images",
         "more reconstructions than data",
         "reconstructions of another size",

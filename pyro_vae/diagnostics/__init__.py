@@ -10,6 +10,7 @@ __all__ = [
     "LatentSummary",
     "Mean",
     "Neighbours",
+    "Spectrum",
     "aggregate_posterior",
     "calibration",
     "elbo_parts",
@@ -17,6 +18,7 @@ __all__ = [
     "inference_gaps",
     "latent_summary",
     "nearest_neighbours",
+    "power_spectrum",
 ]
 
 from .aggregate import AggregatePosterior, aggregate_posterior
@@ -26,3 +28,4 @@ from .gaps import InferenceGaps, inference_gaps
 from .latents import LatentSummary, latent_summary
 from .parts import ELBOParts, elbo_parts
 from .samples import Neighbours, energy_distance, nearest_neighbours
+from .spectra import Spectrum, power_spectrum

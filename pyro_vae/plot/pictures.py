@@ -42,12 +42,12 @@ def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = ""
     return ax
 
 
-def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True) -> Axes:
     """Data in the upper row, their reconstructions in the lower one."""
     x, x_hat = as_pictures(x), as_pictures(x_hat)
     if x.shape != x_hat.shape:
         raise ShapeError(f"expected reconstructions of the data's shape {x.shape}, got {x_hat.shape}")
-    ax = images(np.concatenate([x, x_hat]), ax, columns=len(x), title=title)
+    ax = images(np.concatenate([x, x_hat]), ax, columns=len(x), title=title, invert=invert)
     ax.set_axis_on()
     ax.set_xticks([])
     height = x.shape[1]
@@ -56,7 +56,9 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     return ax
 
 
-def neighbours(x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+def neighbours(
+    x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True
+) -> Axes:
     """Samples ``[n, height, width]`` above what is nearest to each in the training data, with the distance ``[n]``.
 
     :func:`~pyro_vae.diagnostics.nearest_neighbours` finds both. A model that copies shows the same image twice.
@@ -67,7 +69,7 @@ def neighbours(x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, t
             f"expected one neighbour and one distance for each of {len(x)} images {x.shape[1:]}, got {nearest.shape} "
             f"and {distance.shape}"
         )
-    ax = images(np.concatenate([x, nearest]), ax, columns=len(x), title=title)
+    ax = images(np.concatenate([x, nearest]), ax, columns=len(x), title=title, invert=invert)
     ax.set_axis_on()
     height, width = x.shape[1:3]
     ax.set_yticks([_middle(0, height), _middle(1, height)], ["sample", "nearest in training"])
@@ -77,7 +79,9 @@ def neighbours(x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, t
     return ax
 
 
-def interpolations(start: Any, paths: Any, end: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+def interpolations(
+    start: Any, paths: Any, end: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True
+) -> Axes:
     """Decoded paths ``[rows, steps, height, width]``, each between the data ``[rows, height, width]`` that it joins.
 
     A line parts them: what stands beside it should look alike, if the path's ends are the codes of the data.
@@ -91,7 +95,7 @@ def interpolations(start: Any, paths: Any, end: Any, ax: Axes | None = None, *, 
     width, steps = start.shape[2], paths.shape[1]
     decoded = as_pictures(paths.flatten(0, 1)).reshape(-1, steps, *start.shape[1:])
     rows = np.concatenate([start[:, None], decoded, end[:, None]], 1)
-    ax = images(rows.reshape(-1, *start.shape[1:]), ax, columns=steps + 2, title=title)
+    ax = images(rows.reshape(-1, *start.shape[1:]), ax, columns=steps + 2, title=title, invert=invert)
     ax.set_axis_on()
     ax.set_yticks([])
     ax.set_xticks(_middle(np.array([0, 1, steps, steps + 1]), width), ["data", "0", "1", "data"])
@@ -118,7 +122,7 @@ def latent_grid(side: int) -> tuple[Tensor, Tensor]:
     return z, torch.cartesian_prod(z.flip(0), z).flip(-1)
 
 
-def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes:
+def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True) -> Axes:
     """Decoded images ``[rows * columns, height, width]`` of a grid in a two-dimensional latent space.
 
     ``z`` holds the grid's values along one side, in increasing order; row-major images, the first row at the *top*
@@ -128,7 +132,7 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
     side = len(z)
     if len(x) != side**2:
         raise ShapeError(f"expected {side} x {side} images for {side} values of z, got {len(x)}")
-    ax = images(x, ax, columns=side, title=title)
+    ax = images(x, ax, columns=side, title=title, invert=invert)
     ax.set_axis_on()
     height, width = x.shape[1:3]
     chosen = np.linspace(0, side - 1, 5 if side % 2 else 4).round().astype(int)  # symmetric about zero
