@@ -36,7 +36,7 @@ ProposalName = Annotated[
 Images = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")]
 RunFolder = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
 Views = Annotated[
-    Positional[tuple[Literal["history", "reconstructions", "samples", "manifold", "latents"], ...]],
+    Positional[tuple[Literal["history", "reconstructions", "samples", "manifold", "latents", "traversals"], ...]],
     tyro.conf.arg(metavar="[VIEW ...]", help_behavior_hint="(default: those of `train`)"),
 ]
 DataDir = Annotated[

@@ -14,12 +14,14 @@ from torch import Tensor
 from . import data, plot
 from .assembly import objective_of
 from .config import TrainConfig
+from .diagnostics import latent_summary
 from .errors import ConfigError
 from .randomness import seeded
 from .training_state import Epoch
 from .vae import VAE
 
 SAMPLES_TITLE = "means E[x | z] for z drawn from the prior"
+_MOST_TRAVERSED = 16  # dimensions, those of the largest KL divergence
 
 
 class Scene(NamedTuple):
@@ -94,10 +96,24 @@ def _latents(scene: Scene) -> Any:
     return plot.latents(scene.vae.encode(scene.x_test).mean, scene.y_test, title=title)
 
 
+def _traversals(scene: Scene) -> Any:
+    loc = scene.vae.encode(scene.x_test).mean
+    kl = latent_summary(scene.vae.model, scene.vae.guide, scene.x_test)["z"].kl
+    most = kl.argsort(descending=True, stable=True)[:_MOST_TRAVERSED]
+    levels, z = plot.traversal_grid(loc, loc[0])
+    return plot.traversals(
+        scene.vae.decode(z[most]).mean,
+        names=[f"$z_{{{place + 1}}}$: {kl[place]:.2f} nats" for place in most.tolist()],
+        levels=levels,
+        title="means E[x | z] from a test image's z, one dimension at a time",
+    )
+
+
 VIEWS: dict[str, View] = {
     "history": View(_history),
     "reconstructions": View(_reconstructions),
     "samples": View(_samples),
     "manifold": View(_manifold, planar=True),
     "latents": View(_latents, planar=True),
+    "traversals": View(_traversals, standard=False),
 }

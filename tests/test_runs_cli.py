@@ -422,6 +422,13 @@ def test_plot_draws_the_same_pictures_again(copy):
     assert content(copy) == before
 
 
+def test_traversals_are_drawn_if_they_are_asked_for(copy):
+    before = names(copy)
+    (path,) = succeed("plot", copy, "traversals").out.split()
+    assert names(copy) == before | {"traversals.png"}
+    assert Path(path).read_bytes().startswith(b"\x89PNG")
+
+
 def test_verbs_need_a_run(tmp_path):
     for verb in ("evaluate", "compare", "sample", "plot", "resume"):
         assert_one_line(cli(verb, tmp_path / "nothing"), "is not a run")

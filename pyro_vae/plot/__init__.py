@@ -5,6 +5,7 @@ from .latents import latents
 from .numbers import inference_gaps, log_evidence
 from .pictures import images, latent_grid, manifold, reconstructions
 from .training import history
+from .traversals import traversal_grid, traversals
 
 __all__ = [
     "history",
@@ -16,4 +17,6 @@ __all__ = [
     "manifold",
     "reconstructions",
     "save",
+    "traversal_grid",
+    "traversals",
 ]

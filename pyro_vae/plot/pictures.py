@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["images", "latent_grid", "manifold", "reconstructions"]
+__all__ = ["cell_middle", "images", "latent_grid", "manifold", "reconstructions"]
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     ax.set_axis_on()
     ax.set_xticks([])
     height = x.shape[1]
-    ax.set_yticks([_middle(0, height), _middle(1, height)], ["data", "reconstruction"])
+    ax.set_yticks([cell_middle(0, height), cell_middle(1, height)], ["data", "reconstruction"])
     ax.tick_params(length=0)
     return ax
 
@@ -83,15 +83,15 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "") -> Axes
     height, width = x.shape[1:]
     chosen = np.linspace(0, side - 1, 5 if side % 2 else 4).round().astype(int)  # symmetric about zero
     labels = [f"{z[index]:.1f}".replace("-", "−") for index in chosen]
-    ax.xaxis.set_major_locator(FixedLocator(_middle(chosen, width)))
+    ax.xaxis.set_major_locator(FixedLocator(cell_middle(chosen, width)))
     ax.xaxis.set_major_formatter(FixedFormatter(labels))
-    ax.yaxis.set_major_locator(FixedLocator(_middle(side - 1 - chosen, height)))
+    ax.yaxis.set_major_locator(FixedLocator(cell_middle(side - 1 - chosen, height)))
     ax.yaxis.set_major_formatter(FixedFormatter(labels))
     ax.set_xlabel("$z_1$")
     ax.set_ylabel("$z_2$")
     return ax
 
 
-def _middle(cell: Any, size: int) -> Any:
+def cell_middle(cell: Any, size: int) -> Any:
     """Where the middle of a cell is on the canvas of :func:`images`."""
     return cell * (size + 1) + (size - 1) / 2
