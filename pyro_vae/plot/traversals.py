@@ -53,6 +53,7 @@ def traversal_grid(
         raise ShapeError(
             f"expected means (n, latent) and a start (latent,), got {tuple(loc.shape)} and {tuple(start.shape)}"
         )
+    loc = loc if loc.is_floating_point() else loc.float()
     columns = require_count("columns", columns, least=2)
     share = require_number("share", share, least=0, most=1)
     levels = torch.linspace((1 - share) / 2, (1 + share) / 2, columns, dtype=loc.dtype, device=loc.device)
@@ -89,6 +90,6 @@ def traversals(
             raise ShapeError(f"expected {columns} levels for {columns} columns, got {levels.shape}")
         chosen = sorted({0, columns // 2, columns - 1})
         ax.set_xticks(cell_middle(np.array(chosen), width), [f"{levels[column]:.0%}" for column in chosen])
-        ax.set_xlabel("quantile of the posterior means of the data")
-    ax.tick_params(length=0)
+        ax.set_xlabel("quantile of the posterior means of the data", fontsize=8)
+    ax.tick_params(length=0, labelsize=8)
     return ax
