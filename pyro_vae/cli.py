@@ -38,7 +38,17 @@ RunFolder = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
 Views = Annotated[
     Positional[
         tuple[
-            Literal["history", "reconstructions", "samples", "manifold", "latents", "interpolations", "neighbours"], ...
+            Literal[
+                "history",
+                "reconstructions",
+                "samples",
+                "manifold",
+                "latents",
+                "interpolations",
+                "neighbours",
+                "traversals",
+            ],
+            ...,
         ]
     ],
     tyro.conf.arg(metavar="[VIEW ...]", help_behavior_hint="(default: those of `train`)"),

@@ -112,8 +112,23 @@ def _neighbours(scene: Scene) -> Any:
     return plot.neighbours(x[:12], x_train[found.place[:12]], found.distance[:12], title=title)
 
 
+def _traversals(scene: Scene) -> Any:
+    loc = scene.vae.encode(scene.x_test).mean
+    summary = diagnostics.latent_summary(scene.vae.model, scene.vae.guide, scene.x_test)
+    kl = summary[next(iter(scene.vae.latent_dims))].kl  # of the latents that the decoder reads
+    most = kl.argsort(descending=True, stable=True)[:_MOST_TRAVERSED]
+    levels, z = plot.traversal_grid(loc, loc[0])
+    return plot.traversals(
+        scene.vae.decode(z[most]).mean,
+        names=[f"$z_{{{place + 1}}}$: {kl[place]:.2f} nats" for place in most.tolist()],
+        levels=levels,
+        title="means E[x | z] from a test image's z, one dimension at a time",
+    )
+
+
 _MOST_ELLIPSES = 1000  # more cannot be told apart
 _MOST_SAMPLES = 500
+_MOST_TRAVERSED = 16  # dimensions, those of the largest KL divergence
 
 VIEWS: dict[str, View] = {
     "history": View(_history),
@@ -123,4 +138,5 @@ VIEWS: dict[str, View] = {
     "latents": View(_latents, planar=True),
     "interpolations": View(_interpolations, standard=False),
     "neighbours": View(_neighbours, standard=False),
+    "traversals": View(_traversals, standard=False),
 }

@@ -31,7 +31,7 @@ local.gaussians
 local.optimum
 local
 diagnostics.base diagnostics.mixtures evidence.base evidence.boxes objectives.gradients objectives.module
-evidence.annealing evidence.proposals objectives.surrogates
+diagnostics.predictability evidence.annealing evidence.proposals objectives.surrogates
 evidence.refinement evidence.second_opinion
 diagnostics.* evidence.blocks evidence.drawing evidence.tuning objectives.base
 evidence.sampling
@@ -40,6 +40,7 @@ evidence.choice
 diagnostics evidence objectives
 checkpoint
 comparison evaluation plot.base training_state
+plot.pictures
 plot.*
 plot
 training
@@ -56,7 +57,7 @@ GROUND = {*FLOORS.partition("weights")[0].split(), "weights"}  # plain tensors, 
 OWNERS = {
     "matplotlib": {"plot"},
     "safetensors": {"checkpoint"},
-    "sklearn": {"data"},
+    "sklearn": {"data", "diagnostics.predictability"},
     "torchvision": {"data"},
     "tqdm": {"inspection", "training"},
     "tyro": {"cli", "config", "parsing"},

@@ -102,11 +102,17 @@ DRAW |= {
         {"full": gaps_of([0.1, 0.2], [0.3, 0.1])}, ax, title="a title"
     ),
 }
+DRAW |= {
+    "traversals": lambda ax=None: plot.traversals(
+        strokes(40).unflatten(0, (5, 8)), ax, levels=torch.linspace(0.05, 0.95, 8), title="a title"
+    ),
+}
 each_picture = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
 
 
 def test_every_picture_is_tested():
-    assert {*(name.split()[0] for name in DRAW), "latent_grid", "save"} == set(plot.__all__)
+    names = {*(name.split()[0] for name in DRAW), "latent_grid", "save", "traversal_grid"}
+    assert names == set(plot.__all__)
 
 
 @each_picture
@@ -354,6 +360,44 @@ def test_many_classes_have_no_legend():
     assert plot.latents(torch.randn(50, 2), torch.arange(50)).get_legend() is None
 
 
+# --- Traversals ---------------------------------------------------------------------------------------------------
+
+
+def test_traversals_have_a_row_for_each_dimension():
+    x = levels(*torch.linspace(0.1, 0.6, 6).tolist(), width=6).unflatten(0, (2, 3))
+    ax = plot.traversals(x, names=["first", "second"], levels=[0.05, 0.5, 0.95])
+    found = canvas(ax)
+    assert found.shape == (9, 20)
+    named = ticks(ax.yaxis)
+    for row, name in enumerate(["first", "second"]):
+        pixel = round(named[name] - 0.1)
+        assert found[pixel, ::7] == pytest.approx(x[row, :, 0, 0])
+    columns = {name: found[0, round(place - 0.1)] for name, place in ticks(ax.xaxis).items()}
+    assert columns == pytest.approx({"5%": 0.1, "50%": 0.2, "95%": 0.3})
+    assert "quantile" in ax.get_xlabel()
+
+
+def test_traversals_without_names_are_those_of_all_dimensions():
+    ax = plot.traversals(torch.rand(3, 2, 1, 4, 4))  # with a channel
+    assert list(ticks(ax.yaxis)) == ["$z_{1}$", "$z_{2}$", "$z_{3}$"]
+    assert len(ax.get_xticks()) == 0
+    assert ax.get_xlabel() == ""
+
+
+def test_a_traversal_leaves_its_start_along_one_dimension_within_the_data():
+    loc = torch.stack([torch.randn(1000), torch.rand(1000) + 3, torch.zeros(1000)], 1)
+    shares, z = plot.traversal_grid(loc, start := loc[0], columns=5, share=0.8)
+    assert shares.tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert z.shape == (3, 5, 3)
+    for row in range(3):
+        others = [column for column in range(3) if column != row]
+        assert torch.equal(z[row][:, others], start[others].expand(5, 2))
+        below = (loc[:, None, row] < z[row, :, row]).double().mean(0)
+        assert below.tolist() == (pytest.approx(shares.tolist(), abs=0.002) if row < 2 else [0.0] * 5)
+    assert torch.equal(loc[0], start)  # not written to
+    assert z[1, :, 1].min() > 3  # where the data are, which is not where the prior is
+
+
 # --- The history --------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +537,12 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
         lambda: plot.interpolations(torch.rand(3, 4, 4), torch.rand(3, 16), torch.rand(3, 4, 4)),
         lambda: plot.log_evidence(many_estimates(7), torch.zeros(6)),
         lambda: plot.inference_gaps({}),
+        lambda: plot.traversals(torch.rand(0, 3, 4, 4)),
+        lambda: plot.traversals(torch.rand(2, 3, 2, 4, 4)),
+        lambda: plot.traversals(torch.rand(2, 3, 4, 4), names=["one"]),
+        lambda: plot.traversals(torch.rand(2, 3, 4, 4), levels=[0.5]),
+        lambda: plot.traversal_grid(torch.rand(9, 3), torch.rand(2)),
+        lambda: plot.traversal_grid(torch.rand(0, 3), torch.rand(3)),
     ],
     ids=[
         "one dimension",
@@ -514,6 +564,12 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
         "paths without steps",
         "exact values of others",
         "no families",
+        "no traversals",
+        "traversals of two channels",
+        "too few names",
+        "too few levels",
+        "a start elsewhere",
+        "no means",
     ],
 )
 def test_wrong_shapes_are_one_line(draw):

@@ -445,7 +445,7 @@ def test_plot_draws_the_same_pictures_again(copy):
     assert content(copy) == before
 
 
-@pytest.mark.parametrize("view", ["interpolations", "neighbours"])
+@pytest.mark.parametrize("view", ["interpolations", "neighbours", "traversals"])
 def test_views_that_are_drawn_when_asked_for(copy, view):
     before = content(copy)
     answer = succeed("plot", copy, view)

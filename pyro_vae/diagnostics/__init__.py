@@ -3,9 +3,11 @@ and how its samples compare with the data.
 """
 
 __all__ = [
+    "DCI",
     "AggregatePosterior",
     "Calibration",
     "ELBOParts",
+    "FactorGaps",
     "InferenceGaps",
     "LatentSummary",
     "Mean",
@@ -13,17 +15,21 @@ __all__ = [
     "Spectrum",
     "aggregate_posterior",
     "calibration",
+    "dci",
     "elbo_parts",
     "energy_distance",
     "inference_gaps",
     "latent_summary",
+    "mig",
     "nearest_neighbours",
     "power_spectrum",
+    "sap",
 ]
 
 from .aggregate import AggregatePosterior, aggregate_posterior
 from .base import Mean
 from .calibration import Calibration, calibration
+from .disentanglement import DCI, FactorGaps, dci, mig, sap
 from .gaps import InferenceGaps, inference_gaps
 from .latents import LatentSummary, latent_summary
 from .parts import ELBOParts, elbo_parts

@@ -5,6 +5,7 @@ from .latents import latents
 from .numbers import inference_gaps, log_evidence
 from .pictures import images, interpolations, latent_grid, manifold, neighbours, reconstructions
 from .training import history
+from .traversals import traversal_grid, traversals
 
 __all__ = [
     "history",
@@ -18,4 +19,6 @@ __all__ = [
     "neighbours",
     "reconstructions",
     "save",
+    "traversal_grid",
+    "traversals",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["images", "interpolations", "latent_grid", "manifold", "neighbours", "reconstructions"]
+__all__ = ["cell_middle", "images", "interpolations", "latent_grid", "manifold", "neighbours", "reconstructions"]
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     ax.set_axis_on()
     ax.set_xticks([])
     height = x.shape[1]
-    ax.set_yticks([_middle(0, height), _middle(1, height)], ["data", "reconstruction"])
+    ax.set_yticks([cell_middle(0, height), cell_middle(1, height)], ["data", "reconstruction"])
     ax.tick_params(length=0)
     return ax
 
@@ -72,8 +72,8 @@ def neighbours(
     ax = images(np.concatenate([x, nearest]), ax, columns=len(x), title=title, invert=invert)
     ax.set_axis_on()
     height, width = x.shape[1:3]
-    ax.set_yticks([_middle(0, height), _middle(1, height)], ["sample", "nearest in training"])
-    ax.set_xticks(_middle(np.arange(len(x)), width), [f"{value:.2f}" for value in distance], fontsize=8)
+    ax.set_yticks([cell_middle(0, height), cell_middle(1, height)], ["sample", "nearest in training"])
+    ax.set_xticks(cell_middle(np.arange(len(x)), width), [f"{value:.2f}" for value in distance], fontsize=8)
     ax.tick_params(length=0)
     ax.set_xlabel("distance")
     return ax
@@ -98,7 +98,7 @@ def interpolations(
     ax = images(rows.reshape(-1, *start.shape[1:]), ax, columns=steps + 2, title=title, invert=invert)
     ax.set_axis_on()
     ax.set_yticks([])
-    ax.set_xticks(_middle(np.array([0, 1, steps, steps + 1]), width), ["data", "0", "1", "data"])
+    ax.set_xticks(cell_middle(np.array([0, 1, steps, steps + 1]), width), ["data", "0", "1", "data"])
     ax.tick_params(length=0)
     ax.set_xlabel("share of the way")
     for column in (1, steps + 1):
@@ -137,15 +137,15 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "", invert:
     height, width = x.shape[1:3]
     chosen = np.linspace(0, side - 1, 5 if side % 2 else 4).round().astype(int)  # symmetric about zero
     labels = [f"{z[index]:.1f}".replace("-", "−") for index in chosen]
-    ax.xaxis.set_major_locator(FixedLocator(_middle(chosen, width)))
+    ax.xaxis.set_major_locator(FixedLocator(cell_middle(chosen, width)))
     ax.xaxis.set_major_formatter(FixedFormatter(labels))
-    ax.yaxis.set_major_locator(FixedLocator(_middle(side - 1 - chosen, height)))
+    ax.yaxis.set_major_locator(FixedLocator(cell_middle(side - 1 - chosen, height)))
     ax.yaxis.set_major_formatter(FixedFormatter(labels))
     ax.set_xlabel("$z_1$")
     ax.set_ylabel("$z_2$")
     return ax
 
 
-def _middle(cell: Any, size: int) -> Any:
+def cell_middle(cell: Any, size: int) -> Any:
     """Where the middle of a cell is on the canvas of :func:`images`."""
     return cell * (size + 1) + (size - 1) / 2

@@ -1,0 +1,229 @@
+r"""Disentanglement: whether every factor of variation in the data has a latent dimension of its own.
+
+The scores compare *codes*, usually the posterior means of held-out data, with the known *factors* behind these data.
+Means say nothing of how sure the posterior is: a collapsed dimension, whose mean moves by a thousandth of its posterior
+scale, counts as much as one that is used. Leave such dimensions out (:attr:`LatentSummary.active`), or take draws.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DCI", "FactorGaps", "dci", "mig", "sap"]
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..arrays import as_batch
+from ..errors import DataError, ShapeError, require_count
+from ..randomness import seeded
+from .predictability import binned, ranks, share_known, told_by_dimension, told_by_forest
+
+_MAX_CLASSES = 20  # a factor of more distinct values is continuous
+
+
+class FactorGaps(NamedTuple):
+    """How well each latent dimension tells each factor, about 0 (not at all) to 1 (in full)."""
+
+    table: Float[Tensor, "latent factors"]
+
+    @property
+    def gaps(self) -> Float[Tensor, " factors"]:
+        """Of each factor: the best dimension's entry less the second best's."""
+        first, second = self.table.topk(2, dim=0).values
+        return first - second
+
+    @property
+    def score(self) -> float:
+        """The mean gap."""
+        return self.gaps.mean().item()
+
+
+class DCI(NamedTuple):
+    r"""What a forest makes of the codes when it predicts each factor."""
+
+    importance: Float[Tensor, "latent factors"]
+    """The share of each dimension in the prediction; a factor's shares sum to one."""
+    prediction: Float[Tensor, " factors"]
+    """Held-out success: 1 is perfect, 0 no better than a constant."""
+
+    @property
+    def disentanglement(self) -> float:
+        r"""Whether a dimension serves one factor, :math:`\sum_j \rho_j (1 - H_K(P_{j \cdot}))`, from 0 to 1."""
+        weights = self.importance.sum(1)
+        return ((weights / weights.sum()) @ _concentration(self.importance)).item()
+
+    @property
+    def completeness(self) -> float:
+        r"""Whether a factor needs one dimension, :math:`\frac1K \sum_k (1 - H_D(P_{\cdot k}))`, from 0 to 1."""
+        return _concentration(self.importance.T).mean().item()
+
+    @property
+    def informativeness(self) -> float:
+        """The mean held-out success."""
+        return self.prediction.mean().item()
+
+
+def mig(codes: Any, factors: Any, *, num_bins: int = 20, corrected: bool = True) -> FactorGaps:
+    r"""Mutual information gap: what the best dimension knows of a factor beyond the second best, as a share of all.
+
+    .. math:: \mathrm{MIG} = \frac1K \sum_k \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
+
+    A column of codes or factors with more than ``num_bins`` distinct values is cut into as many bins of equal count, so
+    that monotone transformations change nothing; others are classes as they are. Finer bins find more information, and
+    a continuous factor counts as told in full only if its bin is. In nats, entropies are at most ``log(num_bins)``.
+
+    From n datapoints the plain estimate of I is too large, by about :math:`(B - 1)^2 / 2n` for independent columns of B
+    bins. ``corrected`` takes away what chance gives on average, exactly, and divides by what is then left to know:
+    :math:`(I - \mathbb E I) / (H - \mathbb E I)`, as the adjusted mutual information does; less than chance counts as
+    nothing. What remains is that the best of several dimensions that know nothing is ahead of the second by chance, by
+    about :math:`B / n` nats.
+
+    Arguments:
+        codes: ``[n, latent]``, any array type, at least two dimensions.
+        factors: ``[n, factors]``, any array type.
+        num_bins: The most bins or classes of a column; n has to be at least twice as large.
+        corrected: False for the plain estimate, to compare with the literature.
+
+    Errors:
+        DataError: for data that are empty, not finite or too few, and for a factor that does not vary.
+        ShapeError: for other shapes.
+
+    References:
+        | Isolating Sources of Disentanglement in VAEs (Chen et al., 2018)  https://arxiv.org/abs/1802.04942
+        | Information Theoretic Measures for Clusterings Comparison (Vinh et al., 2010), the correction
+        | https://jmlr.org/papers/v11/vinh10a.html
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(4), torch.arange(4)).repeat(10, 1)
+        >>> mig(factors.flip(-1), factors).score  # each factor in a dimension of its own
+        1.0
+        >>> mixed = torch.stack([factors.sum(-1), factors.diff()[:, 0]], -1)  # both in both
+        >>> abs(mig(mixed, factors).score) < 1e-6
+        True
+    """
+    num_bins = require_count("num_bins", num_bins, least=2)
+    latent, known = _columns(codes, factors, least=2 * num_bins)
+    latent, known = ([binned(column, num_bins) for column in part] for part in (latent, known))
+    return _gaps(latent, known, lambda z, v: share_known(z, v, corrected))
+
+
+def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int = 0) -> FactorGaps:
+    r"""Separated attribute predictability: how much better the best dimension predicts a factor than the second best.
+
+    .. math:: \mathrm{SAP} = \frac1K \sum_k S_{(1)k} - S_{(2)k}
+
+    A dimension's success S at a continuous factor is the :math:`R^2` of a straight line, so a curved dependence counts
+    for less; no datapoint is held out from it, which adds about 1/n. At a discrete factor it is the held-out balanced
+    accuracy (5 folds) of one threshold fewer than there are classes, from 0 for chance or worse to 1; the paper's gap,
+    without this adjustment, is smaller by the factor :math:`1 - 1/C` for C classes.
+
+    Arguments:
+        codes: ``[n, latent]``, any array type, at least two dimensions.
+        factors: ``[n, factors]``, any array type.
+        max_classes: A factor of more distinct values is continuous.
+        seed: Of the folds.
+
+    Errors:
+        DataError: for data that are empty, not finite or too few, and for a factor that does not vary.
+        ShapeError: for other shapes.
+
+    References:
+        | Variational Inference of Disentangled Latent Concepts (Kumar et al., 2018)  https://arxiv.org/abs/1711.00848
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(4), torch.arange(4)).repeat(10, 1)
+        >>> sap(factors.flip(-1), factors).table
+        tensor([[0., 1.],
+                [1., 0.]], dtype=torch.float64)
+    """
+    max_classes = require_count("max_classes", max_classes, least=2)
+    latent, known = _columns(codes, factors, least=2 * max_classes)
+    return _gaps(latent, known, lambda z, v: told_by_dimension(z, v, max_classes, _state(seed, "sap")))
+
+
+def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees: int = 100, seed: int = 0) -> DCI:
+    r"""Disentanglement, completeness and informativeness, from how random forests predict each factor from the codes.
+
+    With :math:`R_{jk}` the importance of dimension j for factor k (the share of the fall in impurity):
+    *disentanglement* asks whether the row of a dimension is concentrated on one factor, weighted by what the dimension
+    does in all; *completeness*, whether the column of a factor is concentrated on one dimension; *informativeness*, how
+    well the factors are predicted at all, by the trees that did not see the datapoint: :math:`R^2` for continuous
+    factors, the balanced accuracy from 0 for chance to 1 for discrete ones (the paper has errors instead).
+
+    Trees are given ranks, so that monotone transformations of codes change nothing. They split on noise, too, so that a
+    factor the codes do not tell is credited to all dimensions alike: both concentrations are too small rather than too
+    large, least for large n. Leaves of at least 1% of the data keep this small.
+
+    Arguments:
+        codes: ``[n, latent]``, any array type, at least two dimensions.
+        factors: ``[n, factors]``, any array type, at least two.
+        max_classes: A factor of more distinct values is continuous.
+        num_trees: Of each forest.
+        seed: Of the forests.
+
+    Errors:
+        DataError: for data that are empty, not finite or too few, and for a factor that does not vary.
+        ShapeError: for other shapes.
+
+    References:
+        | A Framework for the Quantitative Evaluation of Disentangled Representations (Eastwood & Williams, 2018)
+        | https://openreview.net/forum?id=By-7dz-AZ
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(4), torch.arange(4)).repeat(10, 1)
+        >>> found = dci(factors.flip(-1), factors)
+        >>> found.importance
+        tensor([[0., 1.],
+                [1., 0.]], dtype=torch.float64)
+        >>> found.disentanglement, found.completeness, found.informativeness
+        (1.0, 1.0, 1.0)
+    """
+    max_classes = require_count("max_classes", max_classes, least=2)
+    num_trees = require_count("num_trees", num_trees, least=20, why=", or some datapoints are seen by all of them")
+    latent, known = _columns(codes, factors, least=2 * max_classes)
+    if len(known) < 2:
+        raise ShapeError("factors: found one, expected at least 2: a dimension cannot but serve the only factor")
+    z = np.stack([ranks(column) for column in latent], -1)
+    found = [told_by_forest(z, v, max_classes, num_trees, _state(seed, "dci")) for v in known]
+    importance, prediction = zip(*found, strict=True)
+    return DCI(torch.from_numpy(np.stack(importance, -1)), torch.tensor(prediction, dtype=torch.float64))
+
+
+def _columns(codes: Any, factors: Any, *, least: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Codes and factors, column by column."""
+    codes, factors = as_batch(codes, name="codes"), as_batch(factors, name="factors")
+    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
+        raise ShapeError(
+            f"expected codes (n, latent) and factors (n, factors) of the same n datapoints, got {tuple(codes.shape)} "
+            f"and {tuple(factors.shape)}"
+        )
+    if codes.shape[1] < 2:
+        raise ShapeError("codes: found one latent dimension, expected at least 2, since they are compared")
+    if len(codes) < least:
+        raise DataError(f"codes: found {len(codes)} datapoints, expected at least {least}, two for each bin or class")
+    latent, known = (list(x.cpu().double().numpy().T.copy()) for x in (codes, factors))
+    for place, column in enumerate(known):
+        if np.ptp(column) == 0:
+            raise DataError(f"factors: column {place} is {column[0]:g} throughout, expected it to vary: leave it out")
+    return latent, known
+
+
+def _gaps(latent: list[Any], known: list[Any], told: Callable[[Any, Any], float]) -> FactorGaps:
+    """A table of what dimensions tell; less than chance would tell is nothing, or a gap could exceed 1."""
+    return FactorGaps(torch.tensor([[told(z, v) for v in known] for z in latent], dtype=torch.float64).clamp(min=0))
+
+
+def _concentration(importance: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
+    """One minus the entropy of each row, in units of its largest possible value; of no matter for a row of zeros."""
+    p = importance / importance.sum(1, keepdim=True).clamp(min=torch.finfo(importance.dtype).tiny)
+    return 1 - torch.special.entr(p).sum(1) / np.log(p.shape[1])
+
+
+def _state(seed: int, name: str) -> int:
+    """scikit-learn's kind of seed."""
+    with seeded(seed, name):
+        return int(torch.randint(2**31, ()))
