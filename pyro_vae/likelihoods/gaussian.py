@@ -22,6 +22,7 @@ class Gaussian(LocationScale):
         min_scale, max_scale: Bounds on a learned or decoder-made scale. The lower one matters: a density of data that
             never vary (the black border of images, or binary pixels) grows without limit as the scale goes to zero.
             Beyond a bound a scale's gradient is zero, so that it does not run away; :meth:`hits` counts the held ones.
+        start_scale: Where a learned scale starts, or one that the decoder makes and :meth:`output_bias` starts.
 
     Errors:
         DataError: for non-finite data, with the count and the first index.
