@@ -34,7 +34,7 @@ _ROUNDS, _STEPS = 15, 10
 
 def config_of(preset: Any, num_epochs: int, args: argparse.Namespace) -> TrainConfig:
     return TrainConfig(
-        dataset="mnist",
+        dataset=args.dataset,
         preset=preset,
         objective="iwae",
         gradient="dreg",
@@ -43,14 +43,14 @@ def config_of(preset: Any, num_epochs: int, args: argparse.Namespace) -> TrainCo
         batch_size=100,
         learning_rate=args.learning_rate,
         eval_particles=10,
-        data_dir=str(args.data_dir),
+        data_dir=args.data_dir and str(args.data_dir),
         out=str(args.out / f"{preset}-{num_epochs}"),
     ).resolved()
 
 
 def step_ratio(args: argparse.Namespace) -> float:
     """How many times as long a step of two layers takes as one of one layer: the median over rounds, each in turn."""
-    x_train = split(config_of("burda", 1, args), pv.data.load("mnist", data_dir=args.data_dir))[0]
+    x_train = split(config_of("burda", 1, args), pv.data.load(args.dataset, data_dir=args.data_dir))[0]
     steps = {}
     for preset in ("burda", "burda_two_layer"):
         vae = build(config_of(preset, 1, args), x_train)
@@ -89,7 +89,8 @@ def paired(one: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, required=True, help="torchvision's data folder")
+    parser.add_argument("--dataset", default="mnist", choices=pv.data.DATASETS)
+    parser.add_argument("--data-dir", type=Path, help="torchvision's data folder")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--particles", type=int, default=5, help="of the bound that is maximised")
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         "two layers": config_of("burda_two_layer", args.epochs, args),
         "one layer, as much time": config_of("burda", longer, args),
     }
-    x_test = split(networks["one layer"], pv.data.load("mnist", data_dir=args.data_dir))[2][: args.images]
+    x_test = split(networks["one layer"], pv.data.load(args.dataset, data_dir=args.data_dir))[2][: args.images]
     record: dict[str, Any] = {"step_ratio": ratio, "images": len(x_test), "networks": {}}
     found: dict[str, LogEvidence] = {}
     for name, config in networks.items():

@@ -179,3 +179,20 @@ def test_committed_records_are_whole_and_their_tables_are_theirs(path):
     assert len(record["provenance"]["commit"]) == 40
     assert path.with_suffix(".md").read_text() == markdown(record, path.with_suffix(".png").name)
     assert path.with_suffix(".png").stat().st_size < 400_000
+
+
+# --- layers
+
+
+def test_layers_are_compared_and_go_on_where_they_were(tmp_path, capsys):
+    words = ["layers", "--dataset", "digits", "--epochs", "1", "--draws", "20", "--images", "6", "--threads", "1"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "layers.json").read_text())
+    assert list(record["networks"]) == ["one layer", "two layers", "one layer, as much time"]
+    assert set(record["two layers above"]) == {"one layer", "one layer, as much time"}
+    longer = record["networks"]["one layer, as much time"]["config"]["num_epochs"]
+    assert longer == round(record["step_ratio"])
+    assert str(tmp_path) not in (tmp_path / "layers.json").read_text()
+    trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert trained.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}.items()

@@ -130,6 +130,23 @@ def test_every_objective_has_a_gradient_for_every_part(name, part):
 
 
 @every_part
+@pytest.mark.parametrize("lead", [(1,), (2, 3), (2, 1, 2)])
+def test_leading_dimensions_are_one_flat_batch(lead, build):
+    vae, x = build()
+    away_from_the_start(vae)
+    rows = x[torch.randint(len(x), lead)]
+    q = vae.encode(rows)
+    assert q.batch_shape == lead
+    flat = vae.encode(rows.reshape(-1, *vae.data_shape))
+    torch.testing.assert_close(q.mean, flat.mean.reshape(q.mean.shape))
+    p = vae.decode(q.mean)
+    assert (p.batch_shape, p.event_shape) == (lead, vae.data_shape)
+    torch.testing.assert_close(
+        p.log_prob(rows).flatten(), vae.decode(flat.mean).log_prob(rows.flatten(0, len(lead) - 1))
+    )
+
+
+@every_part
 def test_svi_trains_every_parameter(build):
     vae, x = build()
     before = {name: parameter.detach().clone() for name, parameter in vae.named_parameters()}
