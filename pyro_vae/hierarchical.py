@@ -94,10 +94,8 @@ class HierarchicalVAE(Pair):
     def model(self, x: Any = None, num: int | None = None) -> Tensor:
         """The Pyro program ``zL ~ p(zL); ...; x ~ p(x | z1)`` in the plate ``data``; ``x=None`` generates ``num``."""
         self._register(guide=False)
-        if x is not None:
-            x = self._checked(x, batch=True)
-            num = len(x)
-        with pyro.plate("data", 1 if num is None else num):
+        x, num = self._observed(x, num)
+        with pyro.plate("data", num):
             p = self.prior()
             for layer in reversed(range(len(self.decoders))):
                 z = pyro.sample(f"z{layer + 1}", p)  # pyright: ignore[reportArgumentType]

@@ -132,6 +132,13 @@ class Pair(nn.Module):
             )
         return family(params.reshape(*lead, *family.param_shape))
 
+    def _observed(self, x: Any, num: int | None) -> tuple[Tensor | None, int]:
+        """What a model observes, and how many datapoints it has: one that is generated, unless asked for more."""
+        if x is None:
+            return None, 1 if num is None else num
+        x = self._checked(x, batch=True)
+        return x, len(x)
+
     def _checked(self, x: Any, *, batch: bool = False) -> Tensor:
         """``x`` as a floating tensor of the module's dtype and device, its shape and range checked.
 

@@ -79,10 +79,8 @@ class VAE(Pair):
     def model(self, x: Any = None, num: int | None = None) -> Tensor:
         """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``."""
         self._register(guide=False)
-        if x is not None:
-            x = self._checked(x, batch=True)
-            num = len(x)
-        with pyro.plate("data", 1 if num is None else num):
+        x, num = self._observed(x, num)
+        with pyro.plate("data", num):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decode(z), obs=x)  # pyright: ignore[reportArgumentType]
 

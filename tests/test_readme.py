@@ -42,3 +42,21 @@ def test_every_objective_has_a_row():
 def test_pictures_are_small():
     for picture in ROOT.glob("examples/figures/*.png"):
         assert picture.stat().st_size < 400_000, picture
+
+
+def test_every_part_is_named():
+    from pyro_vae import likelihoods, posteriors, presets, priors
+
+    for module in (likelihoods, posteriors, presets, priors):
+        for name in set(module.__all__) - {"PRESETS"}:
+            assert f"`{name}`" in README, name
+
+
+def test_every_example_is_in_the_gallery():
+    gallery = (ROOT / "examples/README.md").read_text()
+    for script in ROOT.glob("examples/*.py"):
+        assert f"{script.name}" in gallery, script.name
+        picture = ROOT / "examples/figures" / f"{script.stem}.png"
+        assert not picture.exists() or f"(figures/{picture.name})" in gallery
+    for picture in ROOT.glob("examples/figures/*.png"):
+        assert (ROOT / "examples" / f"{picture.stem}.py").exists(), picture
