@@ -117,10 +117,11 @@ def _traversals(scene: Scene) -> Any:
     summary = diagnostics.latent_summary(scene.vae.model, scene.vae.guide, scene.x_test)
     kl = summary[next(iter(scene.vae.latent_dims))].kl  # of the latents that the decoder reads
     most = kl.argsort(descending=True, stable=True)[:_MOST_TRAVERSED]
+    told = {place: "" if kl[place].isnan() else f": {kl[place]:.2f} nats" for place in most.tolist()}  # no closed form
     levels, z = plot.traversal_grid(loc, loc[0])
     return plot.traversals(
         scene.vae.decode(z[most]).mean,
-        names=[f"$z_{{{place + 1}}}$: {kl[place]:.2f} nats" for place in most.tolist()],
+        names=[f"$z_{{{place + 1}}}${kl_of}" for place, kl_of in told.items()],
         levels=levels,
         title="means E[x | z] from a test image's z, one dimension at a time",
     )
