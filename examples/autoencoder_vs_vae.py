@@ -2,10 +2,10 @@
 
 The autoencoder is a VAE whose q(z|x) is a point, trained on reconstruction alone. In the picture, left: how far images
 drawn from the decoder are from the nearest training image, while the code walks through another digit's code and on, or
-in a random direction. Between two codes the autoencoder is no worse; further on it leaves the data sooner. Middle: such
-walks; the VAE's images are less sharp and less distorted. Right: held-out digits, blends of two, and lower halves; what
-the autoencoder makes of them, and the VAE of five draws from q(z|x); twice the standard deviation of 500, and beside
-the pictures its average over all: somewhat larger for a blend, and more so for half a digit.
+in a random direction: the autoencoder, no worse between two codes, leaves the data sooner. Below: the codes of a digit,
+of a blend and of its lower half, as numbers (crosses) and as q(z|x) with two standard deviations. Middle: such walks.
+Right: held-out digits, blends of two, and lower halves; what the autoencoder makes of them, and the VAE of five draws
+from q(z|x); twice the standard deviation of 500, and its average: somewhat larger for a blend, and more so for a half.
 """
 
 import argparse
@@ -13,17 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import pyro_vae as pv
-
-
-def grid(images: torch.Tensor, ax: Axes, rows: list[str], columns: list[str], title: str) -> None:
-    pv.plot.images(images, ax, columns=len(columns), title=title).set_axis_on()
-    ax.set_xticks(9 * np.arange(len(columns)) + 3.5, columns, fontsize=8)
-    ax.set_yticks(9 * np.arange(len(rows)) + 3.5, rows, fontsize=8)
-    ax.tick_params(length=0)
 
 
 def main() -> None:
@@ -31,7 +23,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("autoencoder_vs_vae.png"))
     parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     num_epochs, lengths = (2, np.arange(7)) if args.smoke else (150, np.arange(0, 6.05, 0.1))
     stops, digits, vaes = (0, 0.5, 1, 1.5, 2, 3, 4), pv.data.load("digits"), {}
     x_train = pv.data.Pixels(digits.x_train, "dynamic", max_value=digits.max_value)
@@ -49,14 +40,14 @@ def main() -> None:
     def distance(images: torch.Tensor) -> float:
         return torch.cdist(images.flatten(1), known, p=1).amin(1).mean().item()
 
-    left, middle, right = (figure := Figure(figsize=(15, 5), layout="constrained")).subplots(1, 3)
+    axes = Figure(figsize=(15, 6), layout="constrained").subplot_mosaic("ABC;DBC", height_ratios=[3, 2])
+    left, middle, right, code = axes.values()
     other = torch.multinomial((digits.y_test[:, None] != digits.y_test).float(), 1)[:, 0]  # of another class
     independent = torch.bernoulli(x_train.mean.expand(len(x), 8, 8))
     levels, walks = {"held-out digits": distance(x), "independent pixels": distance(independent)}, []
     print("pixels off the nearest training image:", {name: round(level, 2) for name, level in levels.items()})
     for (name, vae), colour in zip(vaes.items(), ("C1", "C0"), strict=True):
-        codes = vae.encode(x).mean
-        line = codes[other] - codes
+        line = (codes := vae.encode(x).mean)[other] - codes
         aside = torch.nn.functional.normalize(torch.randn_like(codes)) * line.norm(dim=1, keepdim=True)
         for where, way, style in (("through another code", line, "-"), ("in a random direction", aside, ":")):
             found = np.array([distance(vae.decode(codes + t * way).sample()) for t in lengths.tolist()])
@@ -68,21 +59,30 @@ def main() -> None:
         left.axhline(level, color="0.4", ls=style, lw=1, label=name)
     left.set(xlabel="length of the walk / distance of the codes", ylabel="pixels off the nearest training image")
     left.legend(fontsize=8)
-    grid(torch.cat(walks, 1).flatten(0, 1), middle, [*vaes] * 4, [*map(str, stops)], "E[x|z] through another code")
-    half, rows, shown = grey * (torch.arange(8) > 3)[:, None], [], []
-    kinds = {"held-out": x, "blends": torch.bernoulli((grey + grey[other]) / 2), "half hidden": torch.bernoulli(half)}
-    for kind, images in kinds.items():
+    walks = torch.stack(walks, 1).flatten(0, 1)
+    pv.plot.traversals(walks, middle, names=[*vaes] * 4, title="E[x|z] through another code")
+    middle.set_xticks(9 * np.arange(len(stops)) + 3.5, [*map(str, stops)])
+    greys = {"blends": (grey + grey[other]) / 2, "half hidden": grey * (torch.arange(8) > 3)[:, None]}
+    kinds, rows, shown = {"held-out": x} | {kind: torch.bernoulli(level) for kind, level in greys.items()}, [], []
+    for place, (kind, images) in enumerate(kinds.items()):
         draws = pv.draw_particles(vae.model, vae.guide, images, num_particles=500)
         decoded, w = vae.decode(draws.z["z"]).mean, draws.log_w.softmax(0)[:, :, None, None]
         variances = decoded.var(0), (w * decoded**2).sum(0) - (w * decoded).sum(0) ** 2
         sd, exact = (each.mean((1, 2)).sqrt().mean() for each in variances)
-        entropy = vae.encode(images).entropy().mean()
-        print(f"{kind}: entropy of q {entropy:.2f} nats, decoded pixels ± {sd:.3f}, by the posterior ± {exact:.3f}")
+        q, dims = vae.encode(images), np.arange(1, 9) + 0.25 * (place - 1)
+        code.errorbar(dims, q.mean[0], 2 * q.stddev[0], fmt="_", color=f"C{place + 2}", label=f"q(z|x), {kind}")
+        code.plot(dims, vaes["AE"].encode(images).mean[0], "x", color=f"C{place + 2}")
+        print(
+            f"{kind}: entropy of q {q.entropy().mean():.2f}, decoded pixels ± {sd:.3f}, by the posterior ± {exact:.3f}"
+        )
         parts = images[None], vaes["AE"].reconstruct(images)[None], decoded[:5], 2 * variances[0].sqrt()[None]
-        shown.append(torch.cat(parts)[:, :3].transpose(0, 1).flatten(0, 1))
+        shown.append(torch.cat(parts)[:, :3].transpose(0, 1))
         rows += ["", f"{kind}\n± {sd:.3f}", ""]
-    grid(torch.cat(shown), right, rows, ["x", "AE", "", "", "VAE", "", "", "2 sd"], "clear and ambiguous digits")
-    figure.savefig(args.out, dpi=100)
+    pv.plot.traversals(torch.cat(shown), right, names=rows, title="clear and ambiguous digits")
+    right.set_xticks(9 * np.arange(8) + 3.5, ["x", "AE", "", "", "VAE", "", "", "2 sd"])
+    code.set(xlabel="latent dimension", ylabel="z (crosses: AE)", ylim=(-6, 4.5))
+    code.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+    pv.plot.save(left, args.out, dpi=100)
     print(args.out)
 
 

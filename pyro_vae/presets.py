@@ -93,10 +93,11 @@ def mlp_vae(
     """
     observe = _likelihood(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
     family = _posterior(posterior, latent_dim)
-    encoder = MLP(data_shape, hidden, family.param_shape)
+    decoder = _started(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
+    encoder = MLP(data_shape, hidden, family.param_shape)  # second: the order of the draws is part of what a seed means
     return VAE(
         encoder=encoder,
-        decoder=_started(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean),
+        decoder=decoder,
         prior=_prior(prior, num_components, encoder, family, observe, data_mean),
         likelihood=observe,
         posterior=family,
@@ -140,8 +141,8 @@ def conv_vae(
     """
     observe = _likelihood(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
     family = _posterior(posterior, latent_dim)
-    encoder = ConvEncoder(data_shape, channels, family.param_shape, num_blocks=num_blocks)
     decoder = ConvDecoder(latent_dim, tuple(channels)[::-1], observe.param_shape, num_blocks=num_blocks)
+    encoder = ConvEncoder(data_shape, channels, family.param_shape, num_blocks=num_blocks)
     return VAE(
         encoder=encoder,
         decoder=_started(decoder, observe, data_mean),

@@ -199,10 +199,51 @@ def test_total_correlation_of_a_gaussian():
     assert none.mean().item() == pytest.approx(0, abs=0.05)
 
 
-def test_total_correlation_needs_a_product():
-    problem = linear()
-    with pytest.raises(PairError, match="product"):
-        BetaTCVAE(num_data=10).loss(problem.model, problem.guide(), e2_data(4))
+class Slanted(Spread):
+    """The same with a correlation in every q(z | x)."""
+
+    def guide(self, x):
+        factor = self.scale * torch.linalg.cholesky(torch.tensor([[1.0, -0.6], [-0.6, 1.0]]))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(x, scale_tril=factor))
+
+
+def test_total_correlation_of_gaussians_with_correlations():
+    x, pair = correlated(2000), Slanted()
+    exact = -0.5 * math.log(1 - ((0.8 - 0.6 * 0.5**2) / (1 + 0.5**2)) ** 2)
+    losses = []
+    for beta in (1.0, 2.0):
+        torch.manual_seed(1)
+        losses.append(BetaTCVAE(beta=beta, num_data=2000).estimate(pair.model, pair.guide, x).bound)
+    assert (losses[0] - losses[1]).mean().item() == pytest.approx(exact, abs=0.05)
+
+
+def test_total_correlation_needs_marginals_that_are_known():
+    pair, x = Spread(), correlated(4)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LowRankMultivariateNormal(x, torch.ones(2, 1), torch.ones(2)))
+
+    with pytest.raises(PairError, match="marginals are known"):
+        BetaTCVAE(num_data=10).loss(pair.model, guide, x)
+
+
+def test_free_bits_by_draws():
+    problem, x = linear(), e2_data(4)
+    free = {}
+    for threshold in (0.0, 100.0):
+        torch.manual_seed(1)
+        free[threshold] = FreeBits(threshold=threshold, analytic_kl=False).estimate(problem.model, problem.guide(), x)
+    torch.testing.assert_close(free[0.0].bound.mean(), free[0.0].elbo.mean())  # where the estimate is positive
+    torch.testing.assert_close(free[0.0].bound - free[100.0].bound, 100 - parts_kl(problem, x))
+
+
+def parts_kl(problem, x):
+    """The KL term of the same draws, averaged over datapoints, for each of them."""
+    torch.manual_seed(1)
+    sites = ELBO()._sites(problem.model, problem.guide(), (x,), {})
+    return sites.divergence.mean().expand(len(x))
 
 
 # Maximum mean discrepancy

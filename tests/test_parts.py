@@ -373,3 +373,13 @@ def test_lists_of_layers_that_do_not_go_together():
             prior=StandardNormal(1),
             likelihood=pv.likelihoods.Bernoulli((6,)),
         )
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_closed_form_of_a_full_posterior():
+    vae, x = away_from_the_start(mlp_vae(posterior="full").double()), binary(8, 6).double()
+    q = vae.encode(x)
+    trace = q.covariance_matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+    exact = 0.5 * (trace + q.mean.square().sum(-1) - 2) - q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    parts = pv.diagnostics.elbo_parts(vae.model, vae.guide, x, analytic_kl=True)
+    torch.testing.assert_close(parts.kl["z"], exact.detach())

@@ -15,7 +15,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert len(blocks) >= 2
     names = {}
     # The budget is cut, nothing else.
-    exec(blocks[0].replace("num_epochs=50", "num_epochs=1"), names)
+    exec(blocks[0].replace("num_epochs=50", "num_epochs=1").replace("max_value)[:]", "max_value)[:60]"), names)
     for block in blocks[1:]:
         exec(block, names)
     assert names["svi"].step(names["x_test"]) > 0
