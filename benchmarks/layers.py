@@ -11,9 +11,11 @@ from __future__ import annotations
 __all__ = ["add_arguments", "run"]
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import pyro_vae as pv
 from pyro_vae import runs
 from pyro_vae.assembly import build, objective_of, split
 from pyro_vae.config import TrainConfig
+from pyro_vae.errors import ConfigError
 from pyro_vae.evidence import LogEvidence
 from pyro_vae.training_state import read_epochs
 
@@ -77,7 +80,9 @@ def trained(config: TrainConfig) -> tuple[pv.HierarchicalVAE | pv.VAE, dict[str,
         finished = runs.resume(folder) if begun else runs.train(config)
         if finished.evaluation is None:
             raise KeyboardInterrupt
-    _, vae = runs.load_run(folder)
+    found, vae = runs.load_run(folder)
+    if replace(found, data_dir=config.data_dir) != config:
+        raise ConfigError(f"{folder} was trained with other options: choose another --out, or take it away")
     last = read_epochs(folder / "history.csv")[-1]
     told = {"epochs": last.epoch, "seconds": last.seconds, "validation_bound": last.validation_bound}
     return vae, {"config": {**config.to_dict(), "data_dir": "DATA", "out": folder.name}, **told}  # pyright: ignore[reportReturnType]
@@ -103,7 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     provenance, clock = origin(argv, seed=0), Clock()
-    ratio = step_ratio(args)
+    path = args.out / "layers.json"
+    # Measured once: another time it would differ a little, and ask for another run.
+    ratio = json.loads(path.read_text())["step_ratio"] if path.exists() else step_ratio(args)
     longer = round(args.epochs * ratio)
     print(f"a step of two layers takes {ratio:.2f} times as long as one of one layer", flush=True)
     networks = {
@@ -127,7 +134,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
             for other in found
             if other != "two layers" and "two layers" in found
         }
-        write(args.out / "layers.json", {**record, "provenance": provenance | clock.read()})
+        write(path, {**record, "provenance": provenance | clock.read()})
     print(record["two layers above"])
 
 

@@ -96,7 +96,7 @@ class Evaluation(NamedTuple):
             note = " (posterior collapse: the decoder ignores the latents)" if num_active == 0 else ""
             active = f"{'?' if num_active is None else num_active} of {len(summary.kl)}"
             total = summary.kl.sum().item()
-            kl = "KL has no closed form" if math.isnan(total) else f"KL {total:.2f} nats"
+            kl = "KL has no closed form per dimension" if math.isnan(total) else f"KL {total:.2f} nats"
             lines.append(f"active units of {name}: {active}, {kl}{note}")
         for name, count in self.clamped_scales.items():
             if count:

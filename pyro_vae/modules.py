@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["evaluating", "largest_output", "leaves", "modules_behind", "registering", "suited", "unregistered"]
+__all__ = ["aside", "evaluating", "largest_output", "leaves", "modules_behind", "registering", "suited", "unregistered"]
 
 import dis
 import functools
@@ -18,7 +18,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import MixtureSameFamily, constraints
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
@@ -129,6 +129,19 @@ def _named_in(function: Callable[..., Any]) -> Iterator[Any]:
                 yield function.__globals__[instruction.argval]
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """Run the body without :func:`largest_output` taking note: what it makes is no larger for more datapoints."""
+    _ASIDE.depth = getattr(_ASIDE, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _ASIDE.depth -= 1
+
+
+_ASIDE = threading.local()
+
+
 def leaves(result: Tensor, *inputs: Any) -> Iterator[Tensor]:
     """The tensors that ``result`` can be differentiated by, other than through the inputs."""
     inputs = tuple(value for value in tree_leaves(inputs) if isinstance(value, Tensor))
@@ -183,14 +196,22 @@ def evaluating(*programs: Any) -> Iterator[None]:
 
 
 @contextmanager
-def largest_output() -> Iterator[Callable[[], int]]:
-    """A function that says how many bytes the largest tensor holds that a module returned in the body."""
+def largest_output(rows: int) -> Iterator[Callable[[], int]]:
+    """A function that says how many bytes the largest tensor holds that a module returned in the body.
+
+    A mixture that a module returned, such as a prior, counts as the density of so many rows under all its components.
+    """
     here = threading.get_ident()
     sizes = [0]
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == here:
-            sizes.extend(value.nbytes for value in tree_leaves(output) if isinstance(value, Tensor))
+        if threading.get_ident() != here or getattr(_ASIDE, "depth", 0):
+            return
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor):
+                sizes.append(value.nbytes)
+            elif isinstance(value, MixtureSameFamily):
+                sizes.append(rows * value.component_distribution.mean.nbytes)
 
     hook = register_module_forward_hook(note)
     try:

@@ -150,7 +150,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.in_shape = tuple(in_shape)
         self.out_shape = _shape(out_shape)
-        sizes = _sizes(in_shape, len(channels))
+        sizes = _sizes(in_shape, _stages(channels, num_blocks))
         layers: list[nn.Module] = []
         for before, after in pairwise([_planes(in_shape), *channels]):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
@@ -200,7 +200,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.out_shape = tuple(out_shape)
-        sizes = _sizes(out_shape, len(channels))[::-1]
+        sizes = _sizes(out_shape, _stages(channels, num_blocks))[::-1]
         self.start = (channels[0], *sizes[0])
         self.into = nn.Linear(in_dim, math.prod(self.start))
         layers: list[nn.Module] = []
@@ -217,10 +217,18 @@ class ConvDecoder(nn.Module):
         return images.reshape(*lead, *self.out_shape) + self.output_bias
 
 
+def _stages(channels: Sequence[int], num_blocks: int) -> int:
+    """How many stages there are to be, of at least one channel each."""
+    require_count("num_blocks", num_blocks, least=0)
+    for size in channels:
+        require_count("channels", size)
+    return require_count("the number of stages, len(channels)", len(channels))
+
+
 def _sizes(shape: Sequence[int], num_stages: int) -> list[tuple[int, int]]:
     """Height and width before and after each halving, which rounds up."""
     sizes = [(shape[-2], shape[-1])] if len(shape) > 1 else []
-    for _ in range(require_count("the number of stages, len(channels)", num_stages)):
+    for _ in range(num_stages):
         if not sizes or min(sizes[-1]) < 2:
             raise ConfigError(
                 f"convolutions with {num_stages} stages: found data of shape {tuple(shape)}, expected images "

@@ -159,7 +159,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def _bytes(density: Density) -> int:
     """The largest tensor that a node needs."""
-    with largest_output() as largest:
+    with largest_output(len(density.x)) as largest:
         density.terms(density.draw(1), q=False)
     return max(largest() // len(density.x), density.x[0].nbytes, 8)
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .arrays import as_tensor
-from .errors import DataError, ShapeError, StaleParamStoreError
+from .errors import DataError, ShapeError, StaleParamStoreError, require_count
 from .likelihoods import Likelihood
 from .modules import evaluating, registering
 from .posteriors import Posterior
+from .priors import Prior
 
 
 class Pair(nn.Module):
@@ -27,6 +28,7 @@ class Pair(nn.Module):
         name: The prefix of the parameters in Pyro's store.
     """
 
+    prior: Prior
     guided_by: ClassVar[tuple[str, ...]]
     """The names of the parts whose parameters are the guide's; all others are the model's."""
 
@@ -86,7 +88,7 @@ class Pair(nn.Module):
     def sample(self, num: int) -> Tensor:
         """Ancestral samples ``[num, *data_shape]``: z from the prior, x from p(x | z)."""
         with evaluating(self):
-            return self.decode(self.sample_latents(num)).sample()
+            return self.decode(self.sample_latents(require_count("num", num))).sample()
 
     @torch.no_grad()
     def reconstruct(self, x: Any) -> Tensor:
@@ -135,7 +137,7 @@ class Pair(nn.Module):
     def _observed(self, x: Any, num: int | None) -> tuple[Tensor | None, int]:
         """What a model observes, and how many datapoints it has: one that is generated, unless asked for more."""
         if x is None:
-            return None, 1 if num is None else num
+            return None, 1 if num is None else require_count("num", num)
         x = self._checked(x, batch=True)
         return x, len(x)
 

@@ -115,7 +115,7 @@ def room(model: Program, guide: Program, x: Tensor, max_bytes: int) -> tuple[int
 def _bytes_per_row(model: Program, guide: Program, x: Tensor) -> int:
     """What one particle of each datapoint takes while it is weighed: a few copies of its largest activation."""
     copies = 8  # activations and temporaries
-    with evaluating(model, guide), forked(), largest_output() as largest:
+    with evaluating(model, guide), forked(), largest_output(len(x)) as largest:
         guide_trace = trace(guide, (x,), {})
         replay(model, guide_trace, (x,), {})
     values = [x, *(site["value"] for site in guide_sites(guide_trace).values())]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .arrays import as_batch
-from .errors import require_count
+from .errors import ConfigError, require_count
+from .modules import aside
+from .posteriors import Posterior
 
 
 class Prior(nn.Module):
@@ -96,12 +98,13 @@ class VampPrior(Prior):
 
     Arguments:
         pseudo_inputs: Where :math:`u` starts, ``[num_components, *data_shape]``: some of the training data, say.
-        encoder, posterior: Those of the VAE that the prior is for.
+        encoder, posterior: Those of the VAE that the prior is for; they are used here and belong there.
         latent_dim: The number of latent dimensions.
         bounds: The smallest and the largest value that data have, if there are such; pseudo-inputs are held in them.
 
     Errors:
         DataError: for pseudo-inputs that are empty or not finite.
+        ConfigError: when the VAE runs, if its encoder or posterior has been replaced by another one.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)  https://arxiv.org/abs/1705.07120
@@ -120,20 +123,31 @@ class VampPrior(Prior):
         self,
         pseudo_inputs: Any,
         encoder: nn.Module,
-        posterior: nn.Module,
+        posterior: Posterior,
         *,
         latent_dim: int,
         bounds: tuple[float, float] = (-math.inf, math.inf),
     ) -> None:
         super().__init__(latent_dim)
-        self.pseudo_inputs = nn.Parameter(as_batch(pseudo_inputs).float().clone())
+        like = next(encoder.parameters())
+        self.pseudo_inputs = nn.Parameter(as_batch(pseudo_inputs).to(like).clone())
         self.bounds = bounds
         # In a tuple they are not parts of this module: they have their names, and one place in files, in the VAE.
         self._amortised = (encoder, posterior)
 
+    def require_shared(self, encoder: nn.Module, posterior: nn.Module) -> None:
+        """Raise :class:`~pyro_vae.errors.ConfigError` unless these are the encoder and posterior that it follows."""
+        if self._amortised != (encoder, posterior):
+            raise ConfigError(
+                "the VampPrior follows another encoder or posterior than its VAE has, which would neither train nor be "
+                "saved: after replacing one of them, give the VAE a new VampPrior of both"
+            )
+
     def forward(self) -> Distribution:
         encoder, posterior = self._amortised
-        components = posterior(encoder(self.pseudo_inputs.clamp(*self.bounds)))
+        with aside():
+            params = encoder(self.pseudo_inputs.clamp(*self.bounds))
+            components = posterior(params.reshape(len(params), *posterior.param_shape))
         return _mixture(self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)), components)
 
 

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from .likelihoods import Likelihood
 from .pair import Pair
 from .posteriors import DiagonalNormal, Posterior
-from .priors import Prior
+from .priors import Prior, VampPrior
 
 
 class VAE(Pair):
@@ -80,6 +80,8 @@ class VAE(Pair):
         """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``."""
         self._register(guide=False)
         x, num = self._observed(x, num)
+        if isinstance(self.prior, VampPrior):
+            self.prior.require_shared(self.encoder, self.posterior)
         with pyro.plate("data", num):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.decode(z), obs=x)  # pyright: ignore[reportArgumentType]

@@ -17,6 +17,7 @@ from .assembly import objective_of, plain_name
 from .config import TrainConfig
 from .errors import ConfigError
 from .pair import Pair
+from .priors import StandardNormal
 from .randomness import seeded
 from .training_state import Epoch
 
@@ -41,22 +42,23 @@ class View(NamedTuple):
     standard: bool = True
     """Whether it is drawn without being asked for."""
     planar: bool = False
-    """Whether it needs two latent dimensions."""
+    """Whether it needs two latent dimensions, and N(0, 1) as their prior, in which it is measured."""
 
 
 def draw(scene: Scene, folder: str | Path, views: Sequence[str] | None = None) -> list[Path]:
     """Draw the named views, or all standard ones that this model has, into ``folder``.
 
     Errors:
-        ConfigError: for a view that there is not, or that needs another number of latent dimensions.
+        ConfigError: for a view that there is not, or that needs another latent space.
     """
-    planar = scene.vae.latent_dims == {"z": 2}
+    prior, num = type(scene.vae.prior), sum(scene.vae.latent_dims.values())
+    planar = scene.vae.latent_dims == {"z": 2} and prior is StandardNormal
     chosen = [name for name, view in VIEWS.items() if view.standard and (planar or not view.planar)]
     for name in views or ():
         if name not in VIEWS:
             raise ConfigError(f"view {name!r}: expected one of {', '.join(VIEWS)}")
         if VIEWS[name].planar and not planar:
-            raise ConfigError(f"view {name!r} needs two latent dimensions, found {sum(scene.vae.latent_dims.values())}")
+            raise ConfigError(f"view {name!r} needs two latent dimensions under N(0, 1), found {num}, {prior.__name__}")
     paths = []
     for name in views or chosen:
         with seeded(scene.config.seed, "pictures", name), torch.no_grad():

@@ -193,6 +193,8 @@ def test_layers_are_compared_and_go_on_where_they_were(tmp_path, capsys):
     longer = record["networks"]["one layer, as much time"]["config"]["num_epochs"]
     assert longer == round(record["step_ratio"])
     assert str(tmp_path) not in (tmp_path / "layers.json").read_text()
+    assert main([*words, "--out", str(tmp_path), "--learning-rate", "1"]) == 2
+    assert "trained with other options" in capsys.readouterr().err
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}
     assert main([*words, "--out", str(tmp_path)]) == 0
     assert trained.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}.items()

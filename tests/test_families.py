@@ -200,6 +200,7 @@ def test_the_output_bias_of_a_convolution_is_added_pixel_by_pixel():
         ((64,), (4,), r"found data of shape \(64,\), expected images"),
         ((8, 8), (4, 4, 4, 4), "of at least 9 pixels"),
         ((8, 8), (), "expected at least 1"),
+        ((8, 8), (4, 0), "channels=0"),
     ],
 )
 def test_shapes_that_cannot_be_convolved(shape, channels, words):

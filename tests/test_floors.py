@@ -15,8 +15,8 @@ arrays files hmc lattices moments pareto randomness reliability resampling sched
 weights
 nn
 modules
-data inspection likelihoods.base pairwise reporting posteriors priors
-likelihoods.*
+data inspection likelihoods.base pairwise reporting posteriors
+priors likelihoods.*
 likelihoods
 batches pair problems
 hierarchical vae

@@ -84,6 +84,14 @@ def test_a_draw_of_the_continuous_bernoulli_can_be_differentiated_by_its_logit()
     assert_mean(torch.stack(list(each)) / 200, p.variance.detach())  # d E[x] / dl = Var[x]
 
 
+@pytest.mark.parametrize("logit", LOGITS)
+def test_the_mean_has_a_slope_for_every_logit(logit):
+    logits = torch.tensor([logit], requires_grad=True)
+    p = ContinuousBernoulli((1,), max_logit=1e3)(logits)
+    (slope,) = torch.autograd.grad(p.mean.sum(), logits)
+    torch.testing.assert_close(slope, p.variance.detach(), rtol=2e-3, atol=0)
+
+
 def test_logits_are_bounded_and_the_held_ones_counted():
     likelihood = ContinuousBernoulli((2,), max_logit=10.0)
     params = torch.tensor([[-11.0, 3.0], [10.0, 1e9]])
@@ -165,6 +173,8 @@ def test_data_that_are_no_continuous_bernoulli(x, words):
 
 
 def test_all_levels_of_a_byte_are_accepted():
+    half = (torch.arange(256.0)[None] / 255).half()
+    DiscretisedLogistic((256,)).check(half.float())
     DiscretisedLogistic((256,)).check(torch.arange(256.0)[None] / 255)
     pixels = pv.data.Pixels(torch.arange(256, dtype=torch.uint8)[None], "none")
     DiscretisedLogistic((256,)).check(pixels[:])

@@ -13,7 +13,9 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, PairError
+from pyro_vae.modules import unregistered
 from pyro_vae.objectives import ELBO, IWAE
+from pyro_vae.particles import room
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import StandardNormal, VampPrior
 from tests.statistics import assert_mean, assert_not_mean
@@ -284,6 +286,39 @@ def test_the_encoder_of_a_vamp_prior_has_one_name_and_one_place():
             parameter.zero_()
     assert again.prior().log_prob(torch.ones(2)) != vae.prior().log_prob(torch.ones(2))
     torch.testing.assert_close(vae.prior().log_prob(torch.ones(2)), StandardNormal(2)().log_prob(torch.ones(2)))
+
+
+def test_a_vamp_prior_takes_whatever_encoder_the_vae_takes():
+    posterior = DiagonalNormal(2)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double()
+    prior = VampPrior(torch.rand(3, 2, 3), encoder, posterior, latent_dim=2)
+    assert prior().log_prob(torch.zeros(5, 2, dtype=torch.float64)).shape == (5,)
+
+
+@pytest.mark.parametrize("part", ["encoder", "posterior"])
+def test_a_vamp_prior_does_not_silently_follow_what_was_replaced(part):
+    vae = mlp_vae(prior="vamp")
+    setattr(vae, part, copy.deepcopy(getattr(vae, part)))
+    with pytest.raises(ConfigError, match="follows another encoder or posterior"):
+        vae.model(binary(4, 6))
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_a_prior_of_many_components_takes_its_room(prior):
+    few, many = (mlp_vae(prior=prior, num_components=num, latent_dim=20) for num in (2, 500))
+    with unregistered():
+        rows = [room(vae.model, vae.guide, binary(4, 6), 2**24)[0] for vae in (few, many)]
+    assert rows[1] == 2**24 // (8 * 4 * 500 * 20)  # eight copies of what the density of one row holds
+    assert rows[0] > 50 * rows[1]
+
+
+@pytest.mark.parametrize("num", [0, -1])
+def test_nothing_is_not_generated(num):
+    for vae in (mlp_vae(prior="mixture"), two_layers()):
+        with pytest.raises(ConfigError, match="num="):
+            vae.sample(num)
+        with pytest.raises(ConfigError, match="num="):
+            vae.model(None, num)
 
 
 def test_pseudo_inputs_are_held_in_their_bounds():

@@ -457,6 +457,13 @@ def test_views_that_are_drawn_when_asked_for(copy, view):
     assert content(copy) == before
 
 
+def test_a_plane_is_measured_in_a_standard_normal(tmp_path):
+    words = ("train", "--prior", "mixture", "--num-epochs", "1", "--eval-particles", "2", "--out", "run")
+    succeed(*words, folder=tmp_path)
+    assert not names(tmp_path / "run") & OF_TWO_LATENTS
+    assert_one_line(cli("plot", "run", "manifold", folder=tmp_path), r"under N\(0, 1\), found 2, GaussianMixture")
+
+
 def test_every_view_is_a_word_of_plot():
     assert VIEWS.keys() == set(get_args(get_args(get_args(Views)[0])[0]))
 

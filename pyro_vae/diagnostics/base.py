@@ -67,7 +67,7 @@ def row_blocks(
 @torch.no_grad()
 def _bytes(model: Program, guide: Program, x: Tensor) -> tuple[int, int]:
     """What one particle of each row takes, and the latent dimension."""
-    with forked(), largest_output() as largest:
+    with forked(), largest_output(len(x)) as largest:
         density = Density(model, guide, x)
         u = density.draw(1)
         density.terms(u)

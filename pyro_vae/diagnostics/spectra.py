@@ -58,11 +58,11 @@ def power_spectrum(x: Any) -> Spectrum:
     height, width = x.shape[-2:]
     x = x.reshape(len(x), -1, height, width)
     power = torch.fft.fft2(x - x.mean((-2, -1), keepdim=True)).abs().square().mean(1) / (height * width)
-    by_row, by_column = (torch.fft.fftfreq(size, dtype=x.dtype) for size in (height, width))
+    by_row, by_column = (torch.fft.fftfreq(size, dtype=x.dtype, device=x.device) for size in (height, width))
     bands = min(height, width) // 2
     band = (torch.hypot(by_row[:, None], by_column) * min(height, width)).round().long()
     inside = (band >= 1) & (band <= bands)  # the corners hold only slanted waves
     place = band[inside] - 1
     total = power.new_zeros(len(x), bands).index_add_(1, place, power[:, inside])
-    frequency = torch.arange(1, bands + 1, dtype=x.dtype) / min(height, width)
+    frequency = torch.arange(1, bands + 1, dtype=x.dtype, device=x.device) / min(height, width)
     return Spectrum(frequency, total / torch.bincount(place, minlength=bands))

@@ -104,7 +104,9 @@ class _Exponential(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         small, series, far = self._by_size()
-        return torch.where(small, 0.5 + series / 12 - series**3 / 720, 1 / -torch.expm1(-far) - 1 / far)
+        size = far.abs()  # of the other sign the exponential would overflow, and its slope be nan
+        above = 1 / -torch.expm1(-size) - 1 / size
+        return torch.where(small, 0.5 + series / 12 - series**3 / 720, torch.where(far < 0, 1 - above, above))
 
     @property
     def variance(self) -> Tensor:

@@ -73,7 +73,7 @@ class DiscretisedLogistic(LocationScale):
     def check(self, x: Tensor) -> None:
         super().check(x)
         level = x * (self.num_levels - 1)
-        off = (x < 0) | (x > 1) | ((level - level.round()).abs() > 1e-2)
+        off = (x < 0) | (x > 1) | ((level - level.round()).abs() > 0.1)  # half precision is off by 0.06
         if off.any():
             raise DataError(
                 f"a discretised logistic likelihood expects x in 0, 1/{self.num_levels - 1}, ..., 1, found "
