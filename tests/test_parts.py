@@ -277,6 +277,16 @@ def test_a_vamp_prior_at_the_data_is_the_aggregate_posterior():
     torch.testing.assert_close(prior().log_prob(z), torch.logsumexp(each, 1) - math.log(20))
 
 
+@pytest.mark.usefixtures("float64")
+def test_an_aggregate_posterior_is_at_no_distance_from_the_vamp_prior_at_its_data():
+    vae, x = away_from_the_start(mlp_vae().double()), binary(20, 6).double()
+    for data, apart in ((x, False), (1 - x, True)):
+        vae.prior = VampPrior(data, vae.encoder, vae.posterior, latent_dim=2)
+        whole = pv.diagnostics.aggregate_posterior(vae.model, vae.guide, x)["z"].whole
+        assert (whole.prior_kl.value.abs() > 1e-3) == apart
+        torch.testing.assert_close(whole.mutual_information.value + whole.prior_kl.value, whole.kl.value)
+
+
 def test_the_encoder_of_a_vamp_prior_has_one_name_and_one_place():
     vae = mlp_vae(prior="vamp")
     assert [name for name in vae.state_dict() if name.startswith("prior")] == ["prior.pseudo_inputs"]

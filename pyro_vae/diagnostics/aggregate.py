@@ -97,8 +97,8 @@ def aggregate_posterior(
 
     Returns:
         One :class:`AggregatePosterior` per site of the model, with nan where there is no answer: in pairs of several
-        latent sites, whose posteriors depend on each other's draws, and for priors and posteriors other than
-        independent dimensions and Gaussians with correlations.
+        latent sites, whose posteriors depend on each other's draws, for the single dimensions of mixtures, and for
+        other priors and posteriors than these, independent dimensions and Gaussians with correlations.
 
     Errors:
         DataError: for empty or non-finite data, or a single datapoint.

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch.distributions import Independent, LowRankMultivariateNormal, MixtureSameFamily, MultivariateNormal, Normal
 
 _COPIES = 6  # of the log-densities of one block of points
 
@@ -36,6 +36,9 @@ def _log_densities(fn: Any, z: Tensor) -> Float[Tensor, "*batch parts"]:
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
         each = Normal(fn.mean, fn.variance.sqrt(), validate_args=False).log_prob(z)
         return torch.cat([each, fn.log_prob(z)[..., None]], -1)
+    if isinstance(fn, MixtureSameFamily):
+        whole = fn.log_prob(z)
+        return torch.cat([whole.new_full((*whole.shape, size), torch.nan), whole[..., None]], -1)
     base: Any = fn.base_dist if isinstance(fn, Independent) else fn
     if (
         isinstance(base, Delta)
