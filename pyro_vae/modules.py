@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["aside", "evaluating", "largest_output", "leaves", "modules_behind", "registering", "suited", "unregistered"]
+__all__ = [
+    "aside",
+    "bounded",
+    "evaluating",
+    "largest_output",
+    "leaves",
+    "modules_behind",
+    "registering",
+    "suited",
+    "unregistered",
+]
 
 import dis
 import functools
@@ -127,6 +137,20 @@ def _named_in(function: Callable[..., Any]) -> Iterator[Any]:
         for instruction in dis.get_instructions(code):
             if instruction.opname == "LOAD_GLOBAL" and instruction.argval in function.__globals__:
                 yield function.__globals__[instruction.argval]
+
+
+def bounded(parameter: Tensor, low: float, high: float, *, training: bool) -> Tensor:
+    """A parameter within its bounds.
+
+    In training it is itself put back onto the bound: clamped alone, it would have no gradient there, and never return.
+    """
+    if not training or not isinstance(parameter, nn.Parameter):
+        return parameter.clamp(low, high)
+    with torch.no_grad():
+        inside = parameter.clamp(low, high)
+        if not torch.equal(inside, parameter):
+            parameter.copy_(inside)
+    return parameter
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from .arrays import as_batch
 from .errors import ConfigError, require_count
-from .modules import aside
+from .modules import aside, bounded
 from .posteriors import Posterior
 
 
@@ -84,7 +84,7 @@ class GaussianMixture(Prior):
         self.log_bounds = (math.log(min_scale), math.log(max_scale))
 
     def forward(self) -> Distribution:
-        scale = self.log_scale.clamp(*self.log_bounds).exp()
+        scale = bounded(self.log_scale, *self.log_bounds, training=self.training).exp()
         return _mixture(self.logits, dist.Normal(self.loc, scale, validate_args=False).to_event(1))
 
 
@@ -146,7 +146,7 @@ class VampPrior(Prior):
     def forward(self) -> Distribution:
         encoder, posterior = self._amortised
         with aside():
-            params = encoder(self.pseudo_inputs.clamp(*self.bounds))
+            params = encoder(bounded(self.pseudo_inputs, *self.bounds, training=self.training))
             components = posterior(params.reshape(len(params), *posterior.param_shape))
         return _mixture(self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)), components)
 

@@ -337,7 +337,11 @@ def test_pseudo_inputs_are_held_in_their_bounds():
         VampPrior(u, vae.encoder, vae.posterior, latent_dim=2, bounds=(0, 1))
         for u in (torch.full((2, 6), 3.0), torch.ones(2, 6))
     )
-    assert torch.equal(beyond().log_prob(torch.zeros(2)), at().log_prob(torch.zeros(2)))
+    assert torch.equal(beyond.eval()().log_prob(torch.zeros(2)), at().log_prob(torch.zeros(2)))
+    assert (beyond.pseudo_inputs == 3).all()  # looking at it changes nothing
+    beyond.train()().log_prob(torch.ones(2)).backward()
+    assert torch.equal(beyond.pseudo_inputs, torch.ones(2, 6))
+    assert beyond.pseudo_inputs.grad.all()  # on the bound, and free to leave it
 
 
 # --- two and more layers

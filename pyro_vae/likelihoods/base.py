@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from ..arrays import require_finite
 from ..errors import ConfigError
+from ..modules import bounded
 
 
 class Likelihood(nn.Module):
@@ -93,13 +94,7 @@ class LocationScale(Likelihood):
         if self.from_decoder:
             loc, log_scale = params.unbind(-1 - len(self.data_shape))
             return loc, log_scale.clamp(*self.log_bounds)
-        if self.training and isinstance(self.log_scale, nn.Parameter):
-            with torch.no_grad():  # put back onto its bound, a parameter can come back from there
-                bounded = self.log_scale.clamp(*self.log_bounds)
-                if not torch.equal(bounded, self.log_scale):
-                    self.log_scale.copy_(bounded)
-            return params, self.log_scale
-        return params, self.log_scale.clamp(*self.log_bounds)
+        return params, bounded(self.log_scale, *self.log_bounds, training=self.training)
 
     def output_bias(self, mean: Tensor) -> Tensor:
         return torch.stack([mean, torch.full_like(mean, self.log_start)]) if self.from_decoder else mean
