@@ -51,9 +51,8 @@ def config_of(preset: Any, num_epochs: int, args: argparse.Namespace) -> TrainCo
     ).resolved()
 
 
-def step_ratio(args: argparse.Namespace) -> float:
+def step_ratio(args: argparse.Namespace, x_train: pv.data.Pixels) -> float:
     """How many times as long a step of two layers takes as one of one layer: the median over rounds, each in turn."""
-    x_train = split(config_of("burda", 1, args), pv.data.load(args.dataset, data_dir=args.data_dir))[0]
     steps = {}
     for preset in ("burda", "burda_two_layer"):
         vae = build(config_of(preset, 1, args), x_train)
@@ -109,8 +108,11 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     provenance, clock = origin(argv, seed=0), Clock()
     path = args.out / "layers.json"
+    source = pv.data.load(args.dataset, data_dir=args.data_dir)
+    x_train, _, x_test, _ = split(config_of("burda", args.epochs, args), source)
+    x_test = x_test[: args.images]
     # Measured once: another time it would differ a little, and ask for another run.
-    ratio = json.loads(path.read_text())["step_ratio"] if path.exists() else step_ratio(args)
+    ratio = json.loads(path.read_text())["step_ratio"] if path.exists() else step_ratio(args, x_train)
     longer = round(args.epochs * ratio)
     print(f"a step of two layers takes {ratio:.2f} times as long as one of one layer", flush=True)
     networks = {
@@ -118,7 +120,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         "two layers": config_of("burda_two_layer", args.epochs, args),
         "one layer, as much time": config_of("burda", longer, args),
     }
-    x_test = split(networks["one layer"], pv.data.load(args.dataset, data_dir=args.data_dir))[2][: args.images]
     record: dict[str, Any] = {"step_ratio": ratio, "images": len(x_test), "networks": {}}
     found: dict[str, LogEvidence] = {}
     for name, config in networks.items():

@@ -95,6 +95,3 @@ class LocationScale(Likelihood):
             loc, log_scale = params.unbind(-1 - len(self.data_shape))
             return loc, log_scale.clamp(*self.log_bounds)
         return params, bounded(self.log_scale, *self.log_bounds, training=self.training)
-
-    def output_bias(self, mean: Tensor) -> Tensor:
-        return torch.stack([mean, torch.full_like(mean, self.log_start)]) if self.from_decoder else mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Gaussian"]
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -40,3 +41,6 @@ class Gaussian(LocationScale):
         ndim = len(self.data_shape)
         loc, log_scale = self._parts(params)
         return dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(ndim)
+
+    def output_bias(self, mean: Tensor) -> Tensor:
+        return torch.stack([mean, torch.full_like(mean, self.log_start)]) if self.from_decoder else mean

@@ -56,8 +56,10 @@ class BetaTCVAE(Objective):
         require_unmasked(sites)
         name, q = next(iter(sites.q.items()))
         z = sites.z[name][0][:, None]
-        joint = log_aggregate(q.log_prob(z), self.num_data)
-        product = log_aggregate(_marginals(name, q).log_prob(z), self.num_data).sum(-1)
+        each = _marginals(name, q).log_prob(z)
+        whole = q.log_prob(z) if isinstance(q, MultivariateNormal) else each.sum(-1)
+        joint = log_aggregate(whole, self.num_data)
+        product = log_aggregate(each, self.num_data).sum(-1)
         return sites.elbo - (self.beta - 1) * (joint - product)
 
 
