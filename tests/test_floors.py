@@ -59,6 +59,7 @@ OWNERS = {
     "safetensors": {"checkpoint"},
     "sklearn": {"data", "diagnostics.predictability"},
     "torchvision": {"data"},
+    "arviz": {"export"},
     "tqdm": {"inspection", "training"},
     "tyro": {"cli", "config", "parsing"},
 }
