@@ -20,6 +20,7 @@ __all__ = [
     "data",
     "diagnostics",
     "draw_particles",
+    "embed",
     "errors",
     "evaluate",
     "evidence",
@@ -49,6 +50,7 @@ _HOMES = {
     "Particles": "particles",
     "compare": "comparison",
     "draw_particles": "particles",
+    "embed": "embedding",
     "evaluate": "evaluation",
     "fit": "training",
     "load": "checkpoint",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     )
     from .checkpoint import load, save
     from .comparison import Comparison, compare
+    from .embedding import embed
     from .evaluation import Evaluation, evaluate
     from .hierarchical import HierarchicalVAE
     from .particles import Particles, draw_particles
