@@ -14,6 +14,7 @@ __all__ = [
     "Evaluation",
     "HierarchicalVAE",
     "History",
+    "Incomplete",
     "Particles",
     "__version__",
     "compare",
@@ -47,6 +48,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "HierarchicalVAE": "hierarchical",
     "History": "training_state",
+    "Incomplete": "missing",
     "Particles": "particles",
     "compare": "comparison",
     "draw_particles": "particles",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from .embedding import embed
     from .evaluation import Evaluation, evaluate
     from .hierarchical import HierarchicalVAE
+    from .missing import Incomplete
     from .particles import Particles, draw_particles
     from .training import fit
     from .training_state import History

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["as_batch", "as_tensor", "find_device", "require_finite"]
+__all__ = ["as_batch", "as_mask", "as_tensor", "find_device", "require_finite"]
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DataError, DeviceError
+from .errors import DataError, DeviceError, ShapeError
 
 
 def as_tensor(x: Any, *, name: str = "x") -> Tensor:
@@ -53,8 +53,8 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
     return torch.from_numpy(_for_torch(array))
 
 
-def as_batch(x: Any, *, name: str = "x") -> Tensor:
-    """:func:`as_tensor` of at least one datapoint ``[n, ...]``, all of it finite.
+def as_batch(x: Any, *, name: str = "x", missing: bool = False) -> Tensor:
+    """:func:`as_tensor` of at least one datapoint ``[n, ...]``, all of it finite, or NaN where it is ``missing``.
 
     Errors:
         DataError: for empty data, a single number, and non-finite values, with the count and the first index.
@@ -66,8 +66,28 @@ def as_batch(x: Any, *, name: str = "x") -> Tensor:
     x = as_tensor(x, name=name).detach()
     if not x.ndim or not x.numel():
         raise DataError(f"{name}: expected at least one datapoint, shape (n, ...), got shape {tuple(x.shape)}")
-    require_finite(x, name=name)
+    require_finite(x.nan_to_num(0.0, torch.inf, -torch.inf) if missing else x, name=name)
     return x
+
+
+def as_mask(mask: Any, x: Tensor) -> Tensor | None:
+    """Which entries of ``x`` are observed, in its shape; none if all of them are.
+
+    Errors:
+        DataError: for a mask that is not of truth values.
+        ShapeError: for one that is not of the shape of ``x``, or of a datapoint for all of them.
+
+    Example:
+        >>> as_mask([True, False], torch.zeros(2, 2))
+        tensor([[ True, False],
+                [ True, False]])
+    """
+    mask = as_tensor(mask, name="mask").to(x.device)
+    if mask.dtype is not torch.bool:
+        raise DataError(f"mask: found entries of type {mask.dtype}, expected booleans, true where x is observed")
+    if mask.shape not in (x.shape, x.shape[1:]):
+        raise ShapeError(f"mask: expected the shape of x, {tuple(x.shape)}, got {tuple(mask.shape)}")
+    return None if bool(mask.all()) else mask.expand(x.shape)
 
 
 def require_finite(x: Tensor, *, name: str = "x") -> None:
@@ -82,8 +102,8 @@ def require_finite(x: Tensor, *, name: str = "x") -> None:
     if not finite.all():
         first = tuple((~finite).nonzero()[0].tolist())
         raise DataError(
-            f"{name}: found {int((~finite).sum())} non-finite values, the first at index {first}: remove or impute "
-            "them before they reach the model"
+            f"{name}: found {int((~finite).sum())} non-finite values, the first at index {first}: remove them, "
+            "or, where NaN means that a value is missing, use pyro_vae.Incomplete"
         )
 
 

@@ -16,10 +16,10 @@ from .errors import DataError
 from .randomness import seeded
 
 
-def presented(x: Any, name: str = "x") -> Any:
+def presented(x: Any, name: str = "x", *, missing: bool = False) -> Any:
     """Something with a length that returns a batch for an index tensor."""
     foreign = hasattr(x, "__getitem__") and not isinstance(x, _ARRAYS) and not any(hasattr(x, it) for it in _MARKS)
-    data = x if foreign or isinstance(x, Pixels) else as_batch(x, name=name)
+    data = x if foreign or isinstance(x, Pixels) else as_batch(x, name=name, missing=missing)
     if not len(data):
         raise DataError(f"{name}: expected at least one datapoint, found none")
     return data

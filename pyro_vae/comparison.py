@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arrays import as_batch, as_tensor, require_finite
+from .arrays import as_tensor, require_finite
 from .errors import ConfigError, require_count
 from .evidence import LogEvidence
+from .modules import data_for
 from .reporting import number, plain
 from .traces import Program
 
@@ -137,7 +138,7 @@ def compare(
         >>> table.rows[0].bias < -0.05 < table.rows[1].bias, table.rows[1].side
         (True, 'lower')
     """
-    x = as_batch(x)
+    x = data_for(x, model, guide)
     repeats = require_count("repeats", repeats)
     if not estimators or not isinstance(estimators, Mapping) or not all(map(callable, estimators.values())):
         raise ConfigError("no estimators to compare: give a dictionary of names and functions")

@@ -21,9 +21,9 @@ def embed(program: Callable, *args: Any, name: str, **kwargs: Any) -> dict[str, 
 
     .. math:: p(x, z, y, w) = p(z) \, p(x \mid z) \; p(w) \, p(y \mid z, w)
 
-    Embed the model in your model and the guide in your guide under one name. With a name for each, several pairs, or one
-    pair several times, live in one program. Parameters keep their names, so that networks are trained where they are.
-    What Pyro does to sites from outside (``condition``, ``block``, ``scale``, a guide of its own) is done by the new names.
+    Embed the model in your model and the guide in your guide under one name. With a name for each, several pairs, or
+    one pair several times, live in one program. Parameters keep their names, so that networks are trained where they
+    are. What Pyro does to sites from outside (``condition``, ``do``, ``block``, an autoguide) knows the new names.
 
     Arguments:
         program: A Pyro program.

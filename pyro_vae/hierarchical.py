@@ -91,29 +91,35 @@ class HierarchicalVAE(Pair):
     def latent_dims(self) -> dict[str, int]:
         return dict(self._latent_dims)
 
-    def model(self, x: Any = None, num: int | None = None) -> Tensor:
-        """The Pyro program ``zL ~ p(zL); ...; x ~ p(x | z1)`` in the plate ``data``; ``x=None`` generates ``num``."""
+    def model(self, x: Any = None, num: int | None = None, mask: Any = None) -> Tensor:
+        """The Pyro program ``zL ~ p(zL); ...; x ~ p(x | z1)`` in the plate ``data``; ``x=None`` generates ``num``.
+
+        ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
+        """
         self._register(guide=False)
-        x, num = self._observed(x, num)
+        x, num, mask = self._observed(x, num, mask)
         with pyro.plate("data", num):
             p = self.prior()
             for layer in reversed(range(len(self.decoders))):
                 z = pyro.sample(f"z{layer + 1}", p)  # pyright: ignore[reportArgumentType]
                 p = self._below(layer, z)
-            return pyro.sample("x", p, obs=x)  # pyright: ignore[reportArgumentType]
+            return pyro.sample("x", self.likelihood.observed(p, mask), obs=x)  # pyright: ignore[reportArgumentType]
 
-    def guide(self, x: Any) -> Tensor:
-        """The Pyro program ``z1 ~ q(z1 | x); z2 ~ q(z2 | z1); ...`` in the plate ``data``."""
+    def guide(self, x: Any, mask: Any = None) -> Tensor:
+        """The Pyro program ``z1 ~ q(z1 | x); z2 ~ q(z2 | z1); ...`` in the plate ``data``.
+
+        The first encoder sees zeros where ``mask`` is false.
+        """
         self._register(guide=True)
-        value = self._checked(x, batch=True)
+        value, mask = self._checked(x, mask, batch=True)
         with pyro.plate("data", len(value)):
             for layer in range(len(self.encoders)):
-                value = pyro.sample(f"z{layer + 1}", self._above(layer, value))  # pyright: ignore[reportArgumentType]
+                value = pyro.sample(f"z{layer + 1}", self._above(layer, value, mask))  # pyright: ignore[reportArgumentType]
         return value
 
-    def encode(self, x: Any) -> Distribution:
+    def encode(self, x: Any, mask: Any = None) -> Distribution:
         """q(z1 | x), batch ``[*lead]``; batch norms and dropouts are in the mode they are in."""
-        return self._above(0, self._checked(x))
+        return self._above(0, *self._checked(x, mask))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z1), batch ``[*lead]``, event ``data_shape``; batch norms and dropouts are in the mode they are in."""
@@ -126,15 +132,15 @@ class HierarchicalVAE(Pair):
         return z
 
     def run_at_means(self, x: Tensor) -> None:
-        value = self._checked(x)
+        value, mask = self._checked(x)
         for layer in range(len(self.encoders)):
-            value = self._above(layer, value).mean
+            value = self._above(layer, value, mask).mean
             self._below(layer, value)
 
-    def _above(self, layer: int, value: Tensor) -> Distribution:
-        """q of a layer's z, given the z below it, or the data."""
-        shape = value.shape[-1:] if layer else self.data_shape
-        return self._distribution(self.encoders[layer], value, shape, self.posteriors[layer])
+    def _above(self, layer: int, value: Tensor, mask: Tensor | None) -> Distribution:
+        """q of a layer's z, given the z below it, or the data and their mask."""
+        shape, mask = (value.shape[-1:], None) if layer else (self.data_shape, mask)
+        return self._distribution(self.encoders[layer], value, shape, self.posteriors[layer], mask)
 
     def _below(self, layer: int, z: Tensor) -> Distribution:
         """p of what is below a layer: its z, or the data."""

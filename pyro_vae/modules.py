@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 __all__ = [
+    "TakesMissing",
     "aside",
     "bounded",
+    "data_for",
     "evaluating",
     "largest_output",
     "leaves",
     "modules_behind",
     "registering",
     "suited",
+    "takes_missing",
     "unregistered",
 ]
 
@@ -32,6 +35,7 @@ from torch.distributions import MixtureSameFamily, constraints
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
+from .arrays import as_batch
 from .errors import StaleParamStoreError
 
 
@@ -190,6 +194,24 @@ def suited(x: Tensor, *programs: Any) -> Tensor:
         if like is None:
             return x
         return x.to(device=like.device, dtype=like.dtype if x.is_floating_point() else None)
+
+
+class TakesMissing(nn.Module):
+    """A pair of programs to which NaN in the data means: not observed."""
+
+
+def data_for(x: Any, *programs: Any, name: str = "x") -> Tensor:
+    """The door for data: a finite batch for these programs, in which NaN is legal for those that know what it means.
+
+    Errors:
+        DataError: for empty data, and non-finite values, with the count and the first index.
+    """
+    return suited(as_batch(x, name=name, missing=takes_missing(*programs)), *programs)
+
+
+def takes_missing(*programs: Any) -> bool:
+    """Whether NaN is legal in the data of these programs."""
+    return any(isinstance(part, TakesMissing) for part in modules_behind(*programs))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "ResidualBlock", "Tanh"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "MaskedEncoder", "ResidualBlock", "Tanh"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -85,6 +85,36 @@ class MLP(nn.Module):
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         return last.bias.view(self.out_shape)
+
+
+class MaskedEncoder(nn.Module):
+    r"""An encoder that is told which entries of x are observed, and so which zeros are values.
+
+    The network gets x, zero where it is not observed, and the mask as a second channel, ``[n, 2, *data_shape]``. Any
+    other encoder gets the former alone, which is what Mattei & Frellsen do.
+
+    Arguments:
+        net: A module, ``[n, 2, *data_shape] -> [n, *posterior.param_shape]``.
+
+    References:
+        | MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019)
+        | https://arxiv.org/abs/1812.02633
+        | How to Deal with Missing Data in Supervised Deep Learning? (Ipsen et al., 2022), for the mask
+        | https://openreview.net/forum?id=J7b4BCtDm4
+
+    Example:
+        >>> encoder = MaskedEncoder(MLP(in_shape=(2, 4), hidden=(16,), out_shape=(2, 3)))
+        >>> encoder(torch.zeros(5, 4), torch.ones(5, 4, dtype=torch.bool)).shape, encoder(torch.zeros(5, 4)).shape
+        (torch.Size([5, 2, 3]), torch.Size([5, 2, 3]))
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        seen = torch.ones_like(x) if mask is None else mask.expand(x.shape).to(x)
+        return self.net(torch.stack([x, seen], 1))
 
 
 class ResidualBlock(nn.Module):

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .arrays import as_tensor
+from .arrays import as_mask, as_tensor
 from .errors import DataError, ShapeError, StaleParamStoreError, require_count
 from .likelihoods import Likelihood
 from .modules import evaluating, registering
+from .nn import MaskedEncoder
 from .posteriors import Posterior
 from .priors import Prior
 
@@ -39,16 +40,19 @@ class Pair(nn.Module):
         self.recipe: dict[str, Any] | None = None
         """The preset and its arguments, when a preset made this pair: what a checkpoint needs to build it again."""
 
-    def model(self, x: Any = None, num: int | None = None) -> Tensor:
-        """The Pyro program of p(z) and p(x | z) in the plate ``data``; with ``x=None`` it generates ``num``."""
+    def model(self, x: Any = None, num: int | None = None, mask: Any = None) -> Tensor:
+        """The Pyro program of p(z) and p(x | z) in the plate ``data``; with ``x=None`` it generates ``num``.
+
+        ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
+        """
         raise NotImplementedError
 
-    def guide(self, x: Any) -> Tensor:
-        """The Pyro program of q(z | x) in the plate ``data``."""
+    def guide(self, x: Any, mask: Any = None) -> Tensor:
+        """The Pyro program of q(z | x) in the plate ``data``, of the entries of x where ``mask`` is true."""
         raise NotImplementedError
 
-    def encode(self, x: Any) -> Distribution:
-        """q(z | x) of the z that the decoder reads, batch ``[*lead]``."""
+    def encode(self, x: Any, mask: Any = None) -> Distribution:
+        """q(z | x) of the z that the decoder reads, batch ``[*lead]``, of the entries of x where ``mask`` is true."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Distribution:
@@ -102,7 +106,7 @@ class Pair(nn.Module):
 
         Anything above 0 deserves a look.
         """
-        x = self._checked(x, batch=True)
+        x, _ = self._checked(x, batch=True)
         held = dict.fromkeys(self.families, 0)
 
         def note(site: str, part: Any, args: tuple) -> None:
@@ -123,10 +127,13 @@ class Pair(nn.Module):
                 hook.remove()
         return held
 
-    def _distribution(self, net: nn.Module, value: Tensor, shape: tuple[int, ...], family: Any) -> Any:
+    def _distribution(
+        self, net: nn.Module, value: Tensor, shape: tuple[int, ...], family: Any, mask: Tensor | None = None
+    ) -> Any:
         """What ``family`` makes of the network's output at values ``[*lead, *shape]``, which it sees as one batch."""
         lead = value.shape[: value.ndim - len(shape)]
-        params = net(value.reshape(-1, *shape))
+        seen = [part.reshape(-1, *shape) for part in (value, mask) if part is not None]
+        params = net(*seen if isinstance(net, MaskedEncoder) else seen[:1])
         if params[:1].numel() != torch.Size(family.param_shape).numel() and lead.numel():
             name = next(name for name, part in self.named_modules() if part is net)
             raise ShapeError(
@@ -134,17 +141,18 @@ class Pair(nn.Module):
             )
         return family(params.reshape(*lead, *family.param_shape))
 
-    def _observed(self, x: Any, num: int | None) -> tuple[Tensor | None, int]:
-        """What a model observes, and how many datapoints it has: one that is generated, unless asked for more."""
+    def _observed(self, x: Any, num: int | None, mask: Any) -> tuple[Tensor | None, int, Tensor | None]:
+        """What a model observes, of how many datapoints (generated: one unless asked for more), and its mask."""
         if x is None:
-            return None, 1 if num is None else require_count("num", num)
-        x = self._checked(x, batch=True)
-        return x, len(x)
+            return None, 1 if num is None else require_count("num", num), None
+        x, mask = self._checked(x, mask, batch=True)
+        return x, len(x), mask
 
-    def _checked(self, x: Any, *, batch: bool = False) -> Tensor:
-        """``x`` as a floating tensor of the module's dtype and device, its shape and range checked.
+    def _checked(self, x: Any, mask: Any = None, *, batch: bool = False) -> tuple[Tensor, Tensor | None]:
+        """``x`` as a floating tensor of the module's dtype and device, its shape and range checked, and its mask.
 
-        ``batch`` asks for exactly one leading dimension: any other would broadcast against the data plate.
+        What is not observed is zero; where all of it is, there is no mask. ``batch`` asks for exactly one leading
+        dimension: any other would broadcast against the data plate.
         """
         x = as_tensor(x)
         ndim = len(self.data_shape)
@@ -158,8 +166,10 @@ class Pair(nn.Module):
             raise DataError(f"x: expected at least one datapoint, got shape {tuple(x.shape)}")
         like = next(self.parameters())
         x = x.to(device=like.device, dtype=like.dtype)
+        if mask is not None and (mask := as_mask(mask, x)) is not None:
+            x = x.masked_fill(~mask, 0.0)
         self.likelihood.check(x)
-        return x
+        return x, mask
 
     def _register(self, *, guide: bool) -> None:
         """Register the guide's or all other parameters with Pyro, and make sure that Pyro holds *these* ones."""

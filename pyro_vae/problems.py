@@ -31,13 +31,14 @@ class LinearGaussian:
         self.posterior_covariance = torch.linalg.inv(identity + W.T @ weighted)
         self._gain = self.posterior_covariance @ weighted.T
 
-    def model(self, x: Tensor | None = None, num: int | None = None) -> Tensor:
-        """The Pyro program; with ``x=None`` it generates ``num`` datapoints."""
+    def model(self, x: Tensor | None = None, num: int | None = None, mask: Tensor | None = None) -> Tensor:
+        """The Pyro program, of the entries of x where ``mask`` is true; ``x=None`` generates ``num`` datapoints."""
         size = len(x) if x is not None else (1 if num is None else num)
         zeros = self.W.new_zeros(self.latent_dim)
         with pyro.plate("data", size):
             z = pyro.sample("z", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
-            return pyro.sample("x", dist.Normal(self.loc + z @ self.W.T, self.scale).to_event(1), obs=x)
+            entries = dist.Normal(self.loc + z @ self.W.T, self.scale)
+            return pyro.sample("x", (entries if mask is None else entries.mask(mask)).to_event(1), obs=x)
 
     def guide(
         self,
@@ -46,7 +47,7 @@ class LinearGaussian:
         scale: Any = None,
         inflate: float = 1.0,
         mean_field: bool = False,
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[..., Tensor]:
         r"""A guide at a known distance from the exact posterior, which it is by default.
 
         Arguments:
@@ -56,30 +57,36 @@ class LinearGaussian:
             mean_field: The best diagonal Gaussian, with variances one over the diagonal of the posterior's precision.
         """
         shift = torch.as_tensor(shift, dtype=self.W.dtype)
-        if mean_field:
-            scale = torch.linalg.inv(self.posterior_covariance).diagonal().rsqrt()
-        factor = inflate * torch.linalg.cholesky(self.posterior_covariance)
-        widths = None if scale is None else inflate * torch.as_tensor(scale, dtype=self.W.dtype)
 
-        def guide(x: Tensor) -> Tensor:
-            mean = self._posterior_mean(x) + shift
+        def guide(x: Tensor, mask: Tensor | None = None) -> Tensor:
+            mean, covariance = self._given(x, mask)
             with pyro.plate("data", len(x)):
-                if widths is None:
-                    q = dist.MultivariateNormal(mean, scale_tril=factor)
+                if scale is None and not mean_field:
+                    q = dist.MultivariateNormal(mean + shift, scale_tril=inflate * torch.linalg.cholesky(covariance))
                 else:
-                    q = dist.Normal(mean, widths).to_event(1)
+                    precision = torch.linalg.inv(covariance).diagonal(dim1=-2, dim2=-1)
+                    widths = precision.rsqrt() if mean_field else torch.as_tensor(scale, dtype=self.W.dtype)
+                    q = dist.Normal(mean + shift, inflate * widths).to_event(1)
                 return pyro.sample("z", q)
 
         return guide
 
-    def log_evidence(self, x: Float[Tensor, "batch data"]) -> Float[Tensor, " batch"]:
-        r""":math:`\log p(x) = \log \mathcal N(x; \mu, W W^\top + \mathrm{diag}\,\sigma^2)`, in nats per datapoint."""
-        covariance = self.W @ self.W.T + torch.diag(self.scale.square())
-        return dist.MultivariateNormal(self.loc, covariance).log_prob(x)
+    def log_evidence(self, x: Float[Tensor, "batch data"], mask: Tensor | None = None) -> Float[Tensor, " batch"]:
+        r""":math:`\log p(x) = \log \mathcal N(x; \mu, W W^\top + \mathrm{diag}\,\sigma^2)`, in nats per datapoint.
 
-    def posterior(self, x: Float[Tensor, "batch data"]) -> Distribution:
-        r""":math:`p(z \mid x)`, a Gaussian with one covariance for all x."""
-        return dist.MultivariateNormal(self._posterior_mean(x), self.posterior_covariance)
+        With a mask it is that of the entries where the mask is true, a marginal of this Gaussian.
+        """
+        covariance = self.W @ self.W.T + torch.diag(self.scale.square())
+        if mask is None:
+            return dist.MultivariateNormal(self.loc, covariance).log_prob(x)
+        seen = mask.to(x)  # entries that are not observed become standard normals of their own, at zero
+        covariance = covariance * seen[:, :, None] * seen[:, None, :] + torch.diag_embed(1 - seen)
+        whole = dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(((x - self.loc) * seen).nan_to_num())
+        return whole + 0.5 * math.log(2 * math.pi) * (1 - seen).sum(-1)
+
+    def posterior(self, x: Float[Tensor, "batch data"], mask: Tensor | None = None) -> Distribution:
+        r""":math:`p(z \mid x)`, a Gaussian, of the entries where the mask is true; with no mask of one covariance."""
+        return dist.MultivariateNormal(*self._given(x, mask))
 
     def sample(self, num: int, *, seed: int | None = None) -> Float[Tensor, "num data"]:
         """``num`` draws of x from the model; with a seed, torch's own generator is left as it is."""
@@ -89,8 +96,15 @@ class LinearGaussian:
         z = torch.randn(num, self.latent_dim, dtype=self.W.dtype)
         return self.loc + z @ self.W.T + self.scale * torch.randn(num, len(self.loc), dtype=self.W.dtype)
 
-    def _posterior_mean(self, x: Tensor) -> Tensor:
-        return (x - self.loc) @ self._gain.T
+    def _given(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of p(z | x)."""
+        if mask is None:
+            return (x - self.loc) @ self._gain.T, self.posterior_covariance
+        weights = mask.to(x) / self.scale.square()
+        precision = torch.einsum("dk,nd,dl->nkl", self.W, weights, self.W) + torch.eye(self.latent_dim).to(x)
+        covariance = torch.linalg.inv(precision)
+        weighted = ((x - self.loc) * weights).nan_to_num() @ self.W
+        return (covariance @ weighted[..., None])[..., 0], covariance
 
 
 def linear_gaussian(*, W: Any, scale: Any = 1.0, loc: Any = 0.0) -> LinearGaussian:

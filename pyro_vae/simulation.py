@@ -10,10 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .arrays import as_batch
 from .errors import PairError
 from .inspection import untouched
-from .modules import suited
+from .modules import data_for
 from .traces import Program, sample_sites, trace
 
 
@@ -51,7 +50,7 @@ def simulate(model: Program, x: Any, *, seed: int = 0) -> Simulated:
         >>> drawn.x.shape, drawn.z["z"].shape
         (torch.Size([4, 2]), torch.Size([4, 1]))
     """
-    x = suited(as_batch(x), model)
+    x = data_for(x, model)
     with untouched(model, seed=(seed, "simulate")):
         name = _observed(sample_sites(trace(model, (x,), {})), x)
         sites = sample_sites(trace(poutine.uncondition(model), (x,), {}))

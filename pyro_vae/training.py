@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .arrays import find_device
 from .batches import batch_of, fingerprint, presented
 from .errors import ConfigError, NonFiniteLossError, require_count
-from .modules import evaluating
+from .modules import evaluating, takes_missing
 from .objectives import ELBO, Objective
 from .objectives.module import ObjectiveModule
 from .randomness import seeded
@@ -103,8 +103,10 @@ def fit(
         >>> history.epochs[-1].train_bound > history.epochs[0].train_bound
         True
     """
-    data = presented(x)
-    held_out = None if validation is None else presented(validation, "validation")
+    model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
+    missing = takes_missing(model, guide)
+    data = presented(x, missing=missing)
+    held_out = None if validation is None else presented(validation, "validation", missing=missing)
     if schedule not in SCHEDULES:
         raise ConfigError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if patience is not None and held_out is None:
@@ -123,7 +125,6 @@ def fit(
             "use pyro.infer.SVI"
         )
     place = find_device(device)
-    model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
     module = (objective or ELBO())(model, guide).to(place)
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
     state = TrainingState(module, optimiser)

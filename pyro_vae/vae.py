@@ -76,26 +76,30 @@ class VAE(Pair):
     def latent_dims(self) -> dict[str, int]:
         return {"z": self.latent_dim}
 
-    def model(self, x: Any = None, num: int | None = None) -> Tensor:
-        """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``."""
+    def model(self, x: Any = None, num: int | None = None, mask: Any = None) -> Tensor:
+        """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``.
+
+        ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
+        """
         self._register(guide=False)
-        x, num = self._observed(x, num)
+        x, num, mask = self._observed(x, num, mask)
         if isinstance(self.prior, VampPrior):
             self.prior.require_shared(self.encoder, self.posterior)
         with pyro.plate("data", num):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decode(z), obs=x)  # pyright: ignore[reportArgumentType]
+            p = self.likelihood.observed(self.decode(z), mask)
+            return pyro.sample("x", p, obs=x)  # pyright: ignore[reportArgumentType]
 
-    def guide(self, x: Any) -> Tensor:
-        """The Pyro program ``z ~ q(z | x)`` in the plate ``data``."""
+    def guide(self, x: Any, mask: Any = None) -> Tensor:
+        """The Pyro program ``z ~ q(z | x)`` in the plate ``data``; the encoder sees zeros where ``mask`` is false."""
         self._register(guide=True)
-        x = self._checked(x, batch=True)
+        x, mask = self._checked(x, mask, batch=True)
         with pyro.plate("data", len(x)):
-            return pyro.sample("z", self._posterior(x))  # pyright: ignore[reportArgumentType]
+            return pyro.sample("z", self._posterior(x, mask))  # pyright: ignore[reportArgumentType]
 
-    def encode(self, x: Any) -> Distribution:
+    def encode(self, x: Any, mask: Any = None) -> Distribution:
         """q(z | x), batch ``[*lead]``, event ``[latent_dim]``; batch norms and dropouts are in the mode they are in."""
-        return self._posterior(self._checked(x))
+        return self._posterior(*self._checked(x, mask))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), batch ``[*lead]``, event ``data_shape``; batch norms and dropouts are in the mode they are in."""
@@ -107,5 +111,5 @@ class VAE(Pair):
     def run_at_means(self, x: Tensor) -> None:
         self.decode(self.encode(x).mean)
 
-    def _posterior(self, x: Tensor) -> Distribution:
-        return self._distribution(self.encoder, x, self.data_shape, self.posterior)
+    def _posterior(self, x: Tensor, mask: Tensor | None) -> Distribution:
+        return self._distribution(self.encoder, x, self.data_shape, self.posterior, mask)

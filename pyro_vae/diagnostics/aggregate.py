@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..arrays import as_batch
 from ..errors import DataError, PairError, require_count
 from ..inspection import untouched
-from ..modules import suited
+from ..modules import data_for
 from ..probing import blocks_of, rows_apart
 from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
 from .base import Mean
@@ -122,7 +121,7 @@ def aggregate_posterior(
     num_draws = require_count("num_draws", num_draws, least=2, why=", since one draw has no error bar")
     max_data = require_count("max_data", max_data, least=2)
     max_bytes = require_count("max_bytes", max_bytes)
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     if len(x) < 2:
         raise DataError("x: found one datapoint, expected at least 2: one alone shares no information with its latents")
     with untouched(model, guide, seed=(seed, "aggregate")):

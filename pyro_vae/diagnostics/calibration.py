@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..arrays import as_batch
 from ..density import Density
 from ..errors import require_count, require_number
 from ..inspection import untouched
-from ..modules import suited
+from ..modules import data_for
 from ..simulation import simulate
 from ..traces import Program
 from .base import row_blocks
@@ -115,7 +114,7 @@ def calibration(
     """
     num_draws = require_count("num_draws", num_draws, least=2)
     levels = [require_number("levels", level, least=0, most=1) for level in levels]
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     num = len(x) if num_simulations is None else require_count("num_simulations", num_simulations, least=2)
     truth = simulate(model, x[torch.arange(num, device=x.device) % len(x)], seed=seed)
     with untouched(model, guide, seed=(seed, "calibration")):

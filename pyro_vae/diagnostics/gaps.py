@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch, as_tensor, require_finite
+from ..arrays import as_tensor, require_finite
 from ..density import Density
 from ..errors import ConfigError, DataError, require_count, require_number
 from ..inspection import progress_bar, untouched
 from ..local import FAMILIES, Plan, best_member, compared, start_of
-from ..modules import suited
+from ..modules import data_for
 from ..moments import Moments
 from ..traces import Program
 from .base import Mean, row_blocks
@@ -130,7 +130,7 @@ def inference_gaps(
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     learning_rate = require_number("learning_rate", learning_rate, least=0)
     step_particles = require_count("step_particles", step_particles)
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     evidence, evidence_stderr = _evidence(log_evidence, x)
     parts: list[tuple[Moments, Moments, Tensor]] = []
     with untouched(model, guide, seed=(seed, "gaps")):

@@ -11,9 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ..arrays import as_batch
 from ..inspection import untouched
-from ..modules import suited
+from ..modules import data_for
 from ..moments import Moments
 from ..probing import blocks_of
 from ..traces import Program, guide_sites, latent_sites, replay, require_one_size, require_rows, trace
@@ -64,7 +63,7 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
         >>> latent_summary(problem.model, problem.guide(mean_field=True), problem.sample(1000, seed=0))["z"].active
         tensor([ True, False])
     """
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     with untouched(model, guide, seed=(seed, "latents")):
         parts = [_moments(model, guide, batch) for batch in blocks_of(model, guide, x, _ROWS)]
     summary = {}

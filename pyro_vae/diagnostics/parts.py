@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch
 from ..errors import require_count
 from ..inspection import untouched
-from ..modules import suited
+from ..modules import data_for
 from ..moments import Moments
 from ..probing import blocks_of, vectorizes
 from ..sites import Sites, draw_sites
@@ -80,7 +79,7 @@ def elbo_parts(
         tensor([0.2160, 0.2160, 0.2160], dtype=torch.float64)
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     with untouched(model, guide, seed=(seed, "parts")):
         blocks = [
             _moments(model, guide, rows, num_particles, analytic_kl) for rows in blocks_of(model, guide, x, _ROWS)

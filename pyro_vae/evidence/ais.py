@@ -6,9 +6,8 @@ __all__ = ["ais"]
 
 from typing import Any
 
-from ..arrays import as_batch
 from ..errors import require_count
-from ..modules import suited
+from ..modules import data_for
 from ..traces import Program
 from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
 from .base import LogEvidence
@@ -81,7 +80,7 @@ def ais(
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
     require_one_of("start", start, "guide", "prior")
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
 
     def estimate(path: Path, span: slice, most: int) -> Summary:
         steps = tune(path, betas, num_steps=num_steps, most=most)

@@ -10,11 +10,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from ..arrays import as_batch
 from ..density import Density
 from ..errors import ConfigError, PairError, require_count, require_number
 from ..inspection import untouched
-from ..modules import suited
+from ..modules import data_for
 from ..probing import blocks_of
 from ..traces import Program
 from .ais import ais
@@ -81,7 +80,7 @@ def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recom
         >>> found.estimator, found.reason
         ('grid', '1 latent dimension: a grid gives log p(x) to rounding')
     """
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     with untouched(model, guide, seed=(seed, "recommend")):
         few = blocks_of(model, guide, x, _PILOT_ROWS)[0]
         try:

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from ..arrays import as_batch
 from ..errors import require_count
 from ..inspection import progress_bar, untouched
-from ..modules import suited
+from ..modules import data_for
 from ..moments import Moments
 from ..particles import particle_chunks
 from ..reliability import judge
@@ -57,7 +56,7 @@ def elbo(
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     max_bytes = require_count("max_bytes", max_bytes)
     found: dict[int, Moments] = {}
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     with untouched(model, guide, seed=(seed, "evidence")), progress_bar(len(x) * num_particles, progress) as bar:
         for rows, log_w in particle_chunks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
             block = Moments.of(log_w)

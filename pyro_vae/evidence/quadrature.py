@@ -12,12 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..arrays import as_batch
 from ..density import Density
 from ..errors import PairError, require_count, require_number
 from ..inspection import progress_bar, untouched
 from ..lattices import Lattice
-from ..modules import suited
+from ..modules import data_for
 from ..moments import LogMoments
 from ..nodes import Direct, Shared, at_nodes, densities_of
 from ..reliability import Judgement, judge
@@ -95,7 +94,7 @@ def quadrature(
     require_number("tolerance", tolerance, least=1e-12)
     max_nodes = require_count("max_nodes", max_nodes, least=100)
     max_bytes = require_count("max_bytes", max_bytes)
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     with untouched(model, guide, seed=(seed, "quadrature")), progress_bar(None, progress) as bar:
         others = densities_of(model, guide, x, max_bytes)
         _require_few_dimensions(first := next(others))

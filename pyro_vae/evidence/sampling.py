@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch
 from ..errors import require_count, require_number
 from ..inspection import progress_bar, untouched
-from ..modules import suited
+from ..modules import data_for
 from ..moments import TailMoments
 from ..pareto import smooth_tail, tail_size
 from ..probing import rows_apart
@@ -61,7 +60,7 @@ def from_weights(
         require_number("target_stderr", target_stderr, least=1e-6)
     require_proposal(proposal)
     max_bytes = require_count("max_bytes", max_bytes)
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     with untouched(model, guide, seed=(seed, "evidence")), progress_bar(0, progress) as bar:
         apart = (target_stderr is not None or proposal in ("inflated", "refined")) and rows_apart(model, guide, x)
         capacity = min(most, max(tail_size(most) + 1, _SMALLEST_TAIL))

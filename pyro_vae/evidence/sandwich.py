@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arrays import as_batch, as_tensor, require_finite
+from ..arrays import as_tensor, require_finite
 from ..errors import ConfigError, PairError, ShapeError, require_count
-from ..modules import suited
+from ..modules import data_for, suited
 from ..moments import LogMoments
 from ..traces import Program
 from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
@@ -101,7 +101,7 @@ def sandwich(
     require_one_of("start", start, "guide", "prior")
     if not isinstance(z_true, Mapping):
         raise ConfigError(f"z_true: expected a dictionary of site names and values, found {type(z_true).__name__}")
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
     z = {name: suited(_values(name, value, len(x)), model, guide) for name, value in z_true.items()}
 
     def by_chains(path: Path, span: slice, most: int) -> tuple[Summary, Summary]:

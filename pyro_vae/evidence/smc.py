@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch
 from ..errors import require_count
 from ..hmc import State
-from ..modules import suited
+from ..modules import data_for
 from ..resampling import systematic
 from ..traces import Program
 from ..weights import ess, log_mean_exp
@@ -77,7 +76,7 @@ def smc(
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
     require_one_of("start", start, "guide", "prior")
-    x = suited(as_batch(x), model, guide)
+    x = data_for(x, model, guide)
 
     def estimate(path: Path, span: slice, most: int) -> Summary:
         steps = tune(path, betas, num_steps=num_steps, most=most)

@@ -6,8 +6,9 @@ __all__ = ["Likelihood", "LocationScale", "bisect"]
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -28,6 +29,17 @@ class Likelihood(nn.Module):
     def forward(self, params: Tensor) -> Distribution:
         """The distribution of x, with ``data_shape`` as its event."""
         raise NotImplementedError
+
+    def observed(self, p: Any, mask: Tensor | None) -> Any:
+        r"""The entries that are observed, :math:`\prod_{d: m_d = 1} p(x_d \mid z)`; draws are of all entries.
+
+        Entries of x are independent given z, so leaving those out that are not observed integrates over them.
+
+        Arguments:
+            p: What :meth:`forward` returned.
+            mask: True where x is observed, ``[n, *data_shape]``; none if all of it is.
+        """
+        return p if mask is None else dist.Independent(p.base_dist.mask(mask), len(self.data_shape))
 
     def check(self, x: Tensor) -> None:
         """Raise :class:`~pyro_vae.errors.DataError` unless ``x`` is finite and in the support."""
