@@ -14,8 +14,10 @@ __all__ = [
     "Evaluation",
     "HierarchicalVAE",
     "History",
+    "Imputation",
     "Incomplete",
     "Particles",
+    "Prediction",
     "__version__",
     "compare",
     "data",
@@ -26,13 +28,17 @@ __all__ = [
     "evaluate",
     "evidence",
     "fit",
+    "impute",
     "likelihoods",
     "load",
     "nn",
     "objectives",
     "plot",
+    "posterior_predictive",
     "posteriors",
+    "predict",
     "presets",
+    "prior_predictive",
     "priors",
     "problems",
     "save",
@@ -48,14 +54,20 @@ _HOMES = {
     "Evaluation": "evaluation",
     "HierarchicalVAE": "hierarchical",
     "History": "training_state",
+    "Imputation": "imputation",
     "Incomplete": "missing",
     "Particles": "particles",
+    "Prediction": "predictive",
     "compare": "comparison",
     "draw_particles": "particles",
     "embed": "embedding",
     "evaluate": "evaluation",
     "fit": "training",
+    "impute": "imputation",
     "load": "checkpoint",
+    "posterior_predictive": "predictive",
+    "predict": "predictive",
+    "prior_predictive": "predictive",
     "save": "checkpoint",
 }
 
@@ -82,8 +94,10 @@ if TYPE_CHECKING:
     from .embedding import embed
     from .evaluation import Evaluation, evaluate
     from .hierarchical import HierarchicalVAE
+    from .imputation import Imputation, impute
     from .missing import Incomplete
     from .particles import Particles, draw_particles
+    from .predictive import Prediction, posterior_predictive, predict, prior_predictive
     from .training import fit
     from .training_state import History
     from .vae import VAE

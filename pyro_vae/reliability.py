@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Judgement", "judge", "largest_pareto_k"]
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,11 @@ class Judgement(NamedTuple):
 
     verdict: np.ndarray
     reason: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Judgement]) -> Judgement:
+        """Of consecutive rows of the data."""
+        return cls(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def largest_pareto_k(num_particles: int) -> float:

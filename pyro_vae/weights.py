@@ -15,6 +15,7 @@ __all__ = [
     "log_mean_exp",
     "log_mean_exp_stderr",
     "normalized_weights",
+    "quantile",
     "renyi",
     "tvo",
     "ungrouped",
@@ -94,6 +95,22 @@ def ess(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "*batch"]:
         tensor([2., 1.])
     """
     return LogMoments.of(log_w).ess.to(log_w.dtype)
+
+
+def quantile(
+    values: Float[Tensor, "particles *batch_and_event"], log_w: Float[Tensor, "particles *batch"], level: float
+) -> Tensor:
+    r"""The smallest of the values up to which the normalised weights reach a level, ``[*batch_and_event]``.
+
+    Example:
+        >>> quantile(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.5, 0.2, 0.3]).log(), 0.5)
+        tensor(2.)
+    """
+    weights = normalized_weights(log_w).reshape(*log_w.shape, *[1] * (values.ndim - log_w.ndim)).expand_as(values)
+    ordered, order = values.sort(0)
+    reached = weights.gather(0, order).cumsum(0)
+    first = (reached < level * reached[-1:]).sum(0, keepdim=True)
+    return ordered.gather(0, first.clamp(max=len(values) - 1))[0]
 
 
 def log_mean_exp_stderr(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "*batch"]:

@@ -26,10 +26,11 @@ pathwise
 sites
 probing
 density particles
-local.families nodes simulation
+local.families nodes predictive simulation
 local.gaussians
 local.optimum
 local
+imputation
 diagnostics.base diagnostics.mixtures evidence.base evidence.boxes objectives.gradients objectives.module
 diagnostics.predictability evidence.annealing evidence.proposals objectives.surrogates
 evidence.refinement evidence.second_opinion

@@ -87,5 +87,5 @@ def _cat(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))
     if isinstance(parts[0], Judgement):
-        return Judgement(*map(np.concatenate, zip(*parts, strict=True)))
+        return Judgement.joined(parts)
     return parts[0]

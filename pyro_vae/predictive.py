@@ -1,0 +1,263 @@
+r"""What a pair says of data: draws from the prior and the posterior predictive, and expectations per datapoint."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Prediction",
+    "Weighted",
+    "posterior_predictive",
+    "predict",
+    "prior_predictive",
+    "replicates",
+    "weighted_blocks",
+]
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions import Unit
+from torch import Tensor
+
+from .errors import PairError, require_count
+from .inspection import untouched
+from .modules import data_for
+from .pareto import pareto_k
+from .particles import draw_particles, room
+from .probing import vectorizes
+from .reliability import Judgement, judge
+from .resampling import systematic
+from .sites import Vectorized, particle_plate
+from .traces import Program, sample_sites, trace
+from .weights import ess, log_mean_exp, log_mean_exp_stderr, normalized_weights
+
+
+class Weighted(NamedTuple):
+    """Draws from the guide for some rows of the data, and their log-weights; what they are worth."""
+
+    x: Tensor
+    z: dict[str, Tensor]
+    """Site name -> ``[particles, batch, *event]``."""
+    log_w: Float[Tensor, "particles batch"]
+    vectorized: Vectorized
+
+    @property
+    def judgement(self) -> Judgement:
+        """Whether expectations under these weights can be relied on."""
+        return judge(
+            value=log_mean_exp(self.log_w),
+            stderr=log_mean_exp_stderr(self.log_w),
+            ess=ess(self.log_w),
+            pareto_k=pareto_k(self.log_w),
+            num_particles=len(self.log_w),
+        )
+
+    def resampled(self, num: int) -> dict[str, Tensor]:
+        """``num`` draws of z for each datapoint, in proportion to the weights and in random order."""
+        index = systematic(self.log_w.repeat(-(-num // len(self.log_w)), 1))
+        index = index.gather(0, torch.rand(index.shape, device=index.device).argsort(0))[:num] % len(self.log_w)
+        rows = torch.arange(index.shape[1], device=index.device)
+        return {name: value[index, rows] for name, value in self.z.items()}
+
+
+class Prediction(NamedTuple):
+    r"""Expectations under :math:`p(z \mid x)`, per datapoint, with standard errors and what the weights are worth."""
+
+    mean: Tensor
+    """``[batch, ...]``."""
+    stderr: Tensor
+    """``[batch, ...]``, of the Monte-Carlo error alone."""
+    ess: Float[Tensor, " batch"]
+    pareto_k: Float[Tensor, " batch"]
+    judgement: Judgement
+
+    @property
+    def verdict(self) -> np.ndarray:
+        """``"ok"``, ``"doubtful"`` or ``"unreliable"``, per datapoint."""
+        return self.judgement.verdict
+
+    @property
+    def reason(self) -> np.ndarray:
+        """Why, per datapoint; empty if ok."""
+        return self.judgement.reason
+
+
+def prior_predictive(model: Program, num: int, *, seed: int = 0) -> dict[str, Tensor]:
+    r"""Draws :math:`z \sim p(z), x \sim p(x \mid z)` of all sites of a model that generates, ``model(None, num)``.
+
+    Arguments:
+        model: A Pyro function of x and the number of datapoints to generate if x is none.
+        num: How many.
+        seed: The draws depend on it alone; torch's own generator is left as it is.
+
+    Returns:
+        Site name -> ``[num, *event]``.
+
+    Errors:
+        PairError: for a model that cannot be called like that.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,))
+        >>> {name: tuple(value.shape) for name, value in pv.prior_predictive(vae.model, 5).items()}
+        {'z': (5, 2), 'x': (5, 6)}
+    """
+    num = require_count("num", num)
+    with untouched(model, seed=(seed, "prior_predictive")):
+        try:
+            sites = sample_sites(trace(model, (None, num), {}))
+        except (TypeError, AttributeError) as error:
+            raise PairError(
+                f"the model cannot generate by model(None, {num}) ({error}): give it x=None and num=None, and sample "
+                "num datapoints if x is none; or use pyro_vae.simulation.simulate"
+            ) from None
+    return {name: site["value"] for name, site in sites.items()}
+
+
+def posterior_predictive(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    num_draws: int = 100,
+    corrected: bool = True,
+    num_particles: int = 1000,
+    seed: int = 0,
+    max_bytes: int = 2**26,
+) -> dict[str, Tensor]:
+    r"""Replicates of each datapoint, :math:`z \sim p(z \mid x), x^{\mathrm{rep}} \sim p(x \mid z)`; never the data.
+
+    The draws of z come from the guide and are resampled by their importance weights; without that correction they would
+    be from :math:`q(z \mid x)`, whose replicates vary too little where the guide is too narrow. Stock
+    ``Predictive(model, guide=guide)(x)`` hands x itself back, since the model observes it.
+
+    Arguments:
+        model, guide, x: As for :func:`pyro_vae.draw_particles`.
+        num_draws: The number of replicates.
+        corrected: Resample by the weights.
+        num_particles: The draws from the guide that are resampled, at least ``num_draws``.
+        seed: The draws depend on it alone; torch's own generator is left as it is.
+        max_bytes: About how much memory a block of datapoints may take.
+
+    Returns:
+        Site name -> ``[draws, batch, *event]``, of the latent sites and, anew, of the observed ones.
+
+    Errors:
+        ConfigError, DataError, PairError: As for :func:`pyro_vae.evidence.importance`.
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> found = posterior_predictive(problem.model, problem.guide(), torch.zeros(3, 2), num_draws=10)
+        >>> found["z"].shape, found["x"].shape
+        (torch.Size([10, 3, 1]), torch.Size([10, 3, 2]))
+    """
+    num_draws = require_count("num_draws", num_draws)
+    few = require_count("num_particles", num_particles, least=num_draws) if corrected else num_draws
+    x, parts = data_for(x, model, guide), []
+    with untouched(model, guide, seed=(seed, "posterior_predictive")):
+        for block in weighted_blocks(model, guide, x, num_particles=few, max_bytes=max_bytes):
+            z = block.resampled(num_draws) if corrected else block.z
+            again = replicates(model, z, block.x, block.vectorized)
+            parts.append({**z, **{name: value for name, (value, _) in again.items()}})
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
+def predict(
+    model: Program,
+    guide: Program,
+    x: Any,
+    function: Callable[[dict[str, Tensor]], Tensor],
+    *,
+    num_particles: int = 1000,
+    seed: int = 0,
+    max_bytes: int = 2**26,
+) -> Prediction:
+    r"""The posterior expectation of a function of z, per datapoint, by self-normalised importance sampling.
+
+    .. math:: \mathbb E[f(z) \mid x] \approx \sum_k \tilde w_k f(z_k), \qquad
+        \mathrm{stderr}^2 = \sum_k \tilde w_k^2 \big(f(z_k) - \textstyle\sum_j \tilde w_j f(z_j)\big)^2
+
+    It has a bias of order 1 / K; the verdict is that on the weights, since the function may want a tail that they miss.
+
+    Arguments:
+        model, guide, x: As for :func:`pyro_vae.draw_particles`.
+        function: Of ``{site: [particles, batch, *event]}``, to ``[particles, batch, ...]``, such as
+            ``lambda z: vae.decode(z["z"]).mean``.
+        num_particles: The number of draws K.
+        seed: The draws depend on it alone; torch's own generator is left as it is.
+        max_bytes: About how much memory a block of datapoints may take.
+
+    Errors:
+        PairError: if the function's result has another shape.
+        ConfigError, DataError: As for :func:`pyro_vae.evidence.importance`.
+
+    References:
+        | Monte Carlo theory, methods and examples, chapter 9 (Owen, 2013)  https://artowen.su.domains/mc/
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> x = problem.sample(3, seed=0)
+        >>> found = predict(problem.model, problem.guide(inflate=1.5), x, lambda z: z["z"])
+        >>> bool(((found.mean - problem.posterior(x).mean).abs() < 4 * found.stderr).all()), str(found.verdict[0])
+        (True, 'ok')
+    """
+    num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
+    x, parts = data_for(x, model, guide), []
+    with untouched(model, guide, seed=(seed, "predict")):
+        for block in weighted_blocks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
+            values = function(block.z)
+            if not isinstance(values, Tensor) or values.shape[:2] != block.log_w.shape:
+                found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise PairError(f"function: expected {tuple(block.log_w.shape)} and further dimensions, got {found}")
+            weights = normalized_weights(block.log_w).reshape(*block.log_w.shape, *[1] * (values.ndim - 2))
+            mean = (weights * values).sum(0)
+            stderr = (weights * (values - mean)).square().sum(0).sqrt()
+            parts.append((mean, stderr, ess(block.log_w), pareto_k(block.log_w), block.judgement))
+    mean, stderr, effective, k, judged = zip(*parts, strict=True)
+    return Prediction(*map(torch.cat, (mean, stderr, effective, k)), judgement=Judgement.joined(judged))
+
+
+def weighted_blocks(
+    model: Program, guide: Program, x: Tensor, *, num_particles: int, max_bytes: int
+) -> Iterator[Weighted]:
+    """Draws from the guide with their weights, for as many rows at a time as fit the memory."""
+    fits, apart = room(model, guide, x, require_count("max_bytes", max_bytes))
+    for rows in x.split(max(1, fits // num_particles) if apart else len(x)):
+        particles = draw_particles(model, guide, rows, num_particles=num_particles)
+        yield Weighted(rows, particles.z, particles.log_w, vectorizes(model, guide, (rows,), {}))
+
+
+def replicates(
+    model: Program, z: dict[str, Tensor], x: Tensor, vectorized: Vectorized
+) -> dict[str, tuple[Tensor, list[Any]]]:
+    """Of the model's observed sites at these z: a draw ``[particles, batch, *event]``, and the distributions.
+
+    The latter are one for all particles if the model takes them together, else one for each.
+    """
+    num = len(next(iter(z.values())))
+    if num > 1 and vectorized.model:
+        with particle_plate(num):
+            return {name: (site["value"], [site["fn"]]) for name, site in _unobserved(model, z, x).items()}
+    each = [_unobserved(model, {name: value[k] for name, value in z.items()}, x) for k in range(num)]
+    return {
+        name: (torch.stack([one[name]["value"] for one in each]), [one[name]["fn"] for one in each]) for name in each[0]
+    }
+
+
+def _unobserved(model: Program, z: dict[str, Tensor], x: Tensor) -> dict[str, Any]:
+    """The observed sites, drawn as if they were not."""
+    found = trace(poutine.condition(poutine.uncondition(model), data=z), (x,), {})
+    sites: dict[str, Any] = dict(found.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample"
+        and site["infer"].get("was_observed")
+        and not site["infer"].get("_deterministic")
+        and not isinstance(site["fn"], Unit)
+    }
