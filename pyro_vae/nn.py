@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "MaskedEncoder", "ResidualBlock", "Tanh"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "MaskedEncoder", "ResidualBlock", "TakesMask", "Tanh"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -87,7 +87,15 @@ class MLP(nn.Module):
         return last.bias.view(self.out_shape)
 
 
-class MaskedEncoder(nn.Module):
+class TakesMask(nn.Module):
+    """An encoder that is told which entries of x are observed, ``encoder(x, mask)``; none is all of them."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The network's output, of x that is zero where it is not observed."""
+        raise NotImplementedError
+
+
+class MaskedEncoder(TakesMask):
     r"""An encoder that is told which entries of x are observed, and so which zeros are values.
 
     The network gets x, zero where it is not observed, and the mask as a second channel, ``[n, 2, *data_shape]``. Any

@@ -16,7 +16,7 @@ from .arrays import as_mask, as_tensor
 from .errors import DataError, ShapeError, StaleParamStoreError, require_count
 from .likelihoods import Likelihood
 from .modules import evaluating, registering
-from .nn import MaskedEncoder
+from .nn import TakesMask
 from .posteriors import Posterior
 from .priors import Prior
 
@@ -133,7 +133,7 @@ class Pair(nn.Module):
         """What ``family`` makes of the network's output at values ``[*lead, *shape]``, which it sees as one batch."""
         lead = value.shape[: value.ndim - len(shape)]
         seen = [part.reshape(-1, *shape) for part in (value, mask) if part is not None]
-        params = net(*seen if isinstance(net, MaskedEncoder) else seen[:1])
+        params = net(*seen if isinstance(net, TakesMask) else seen[:1])
         if params[:1].numel() != torch.Size(family.param_shape).numel() and lead.numel():
             name = next(name for name, part in self.named_modules() if part is net)
             raise ShapeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PRESETS", "burda_two_layer_vae", "burda_vae", "conv_vae", "mlp_vae"]
+__all__ = ["PRESETS", "burda_two_layer_vae", "burda_vae", "conv_vae", "mlp_vae", "table_vae"]
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from .arrays import as_tensor
 from .errors import ConfigError
 from .hierarchical import HierarchicalVAE
-from .likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
+from .likelihoods import Bernoulli, Columns, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from .nn import MLP, ConvDecoder, ConvEncoder
 from .pair import Pair
 from .posteriors import DiagonalNormal, FullNormal, Posterior
 from .priors import GaussianMixture, Prior, StandardNormal, VampPrior
+from .tables import ColumnsEncoder, Kind
 from .vae import VAE
 
 LikelihoodName = Literal["bernoulli", "gaussian", "continuous_bernoulli", "discretised_logistic"]
@@ -95,6 +96,45 @@ def mlp_vae(
     family = _posterior(posterior, latent_dim)
     decoder = _started(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
     encoder = MLP(data_shape, hidden, family.param_shape)  # second: the order of the draws is part of what a seed means
+    return VAE(
+        encoder=encoder,
+        decoder=decoder,
+        prior=_prior(prior, num_components, encoder, family, observe, data_mean),
+        likelihood=observe,
+        posterior=family,
+        name=name,
+    )
+
+
+@_preset
+def table_vae(
+    *,
+    kinds: Sequence[Kind],
+    latent_dim: int = 8,
+    hidden: Sequence[int] = (128,),
+    prior: PriorName = "standard",
+    num_components: int = 10,
+    posterior: PosteriorName = "diagonal",
+    data_mean: Any = None,
+    name: str = "vae",
+) -> VAE:
+    r"""A VAE for tables with columns of different kinds, some of whose entries may be missing.
+
+    Arguments:
+        kinds: For each column ``"normal"``, ``"count"`` or ``("categorical", number of categories)``, see
+            :class:`~pyro_vae.likelihoods.Columns`; standardise normal ones.
+        latent_dim, hidden, prior, num_components, posterior, data_mean, name: As for :func:`mlp_vae`, but no VampPrior.
+
+    Example:
+        >>> vae = table_vae(kinds=["normal", "count", ("categorical", 3)], latent_dim=2, hidden=(16,))
+        >>> vae.sample(5).shape
+        torch.Size([5, 3])
+    """
+    if prior == "vamp":
+        raise ConfigError("prior='vamp': pseudo-inputs are no categories: expected 'standard' or 'mixture'")
+    observe, family = Columns(kinds), _posterior(posterior, latent_dim)
+    decoder = _started(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
+    encoder = ColumnsEncoder(kinds, lambda size: MLP(size, hidden, family.param_shape))
     return VAE(
         encoder=encoder,
         decoder=decoder,

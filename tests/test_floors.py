@@ -15,7 +15,7 @@ arrays files hmc lattices moments pareto randomness reliability resampling sched
 weights
 nn
 modules
-data embedding inspection likelihoods.base missing pairwise reporting posteriors
+data embedding inspection likelihoods.base missing tables pairwise reporting posteriors
 priors likelihoods.*
 likelihoods
 batches pair problems

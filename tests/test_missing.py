@@ -259,3 +259,82 @@ def test_the_parameters_are_the_pairs_own():
     vae = vaes()["vae"]
     assert {id(part) for part in pv.Incomplete(vae).parameters()} == {id(part) for part in vae.parameters()}
     assert isinstance(pv.Incomplete((vae.model, vae.guide)), nn.Module)
+
+
+KINDS = ["count", "normal", ("categorical", 3), "normal", ["categorical", 2]]
+
+
+def table(num):
+    counts, reals = torch.poisson(torch.full((num, 1), 2.0)), torch.randn(num, 2)
+    codes = torch.randint(3, (num, 1)), torch.randint(2, (num, 1))
+    return torch.cat([counts, reals[:, :1], codes[0], reals[:, 1:], codes[1]], 1)
+
+
+def test_a_mixed_table_has_the_sum_of_its_columns_densities(float64):
+    columns = pv.likelihoods.Columns(KINDS)
+    assert columns.param_shape == (1 + 2 + 3 + 2 + 2,)
+    params, x = torch.randn(4, 7, 10), table(7).double()
+    p = columns(params)
+    expected = (
+        torch.distributions.Poisson(params[..., 0].exp()).log_prob(x[:, 0])
+        + torch.distributions.Normal(params[..., 1], params[..., 2].exp()).log_prob(x[:, 1])
+        + torch.distributions.Categorical(logits=params[..., 3:6]).log_prob(x[:, 2])
+        + torch.distributions.Normal(params[..., 6], params[..., 7].exp()).log_prob(x[:, 3])
+        + torch.distributions.Categorical(logits=params[..., 8:]).log_prob(x[:, 4])
+    )
+    torch.testing.assert_close(p.log_prob(x), expected)
+    mask = torch.tensor([True, False, False, False, True])
+    expected = torch.distributions.Poisson(params[..., 0].exp()).log_prob(x[:, 0]) + torch.distributions.Categorical(
+        logits=params[..., 8:]
+    ).log_prob(x[:, 4])
+    torch.testing.assert_close(columns.observed(p, mask.expand(7, 5)).log_prob(x), expected)
+
+
+def test_draws_of_a_mixed_table_have_its_moments(float64):
+    p = pv.likelihoods.Columns(KINDS)(torch.randn(10))
+    drawn = p.sample((4000,))
+    pv.likelihoods.Columns(KINDS).check(drawn)
+    assert_mean(drawn, p.mean, sd=p.variance.sqrt())
+    assert torch.equal(p.base_dist.expand((3, 5)).mean, p.mean.expand(3, 5))
+
+
+def test_a_mixed_table_starts_at_its_mean(float64):
+    columns, x = pv.likelihoods.Columns(KINDS), table(50).double()
+    p = columns(columns.output_bias(x.mean(0)))
+    torch.testing.assert_close(p.mean[[0, 1, 3]], x.mean(0)[[0, 1, 3]])
+    assert columns.hits(torch.full((10,), 99.0)) == 3
+
+
+def test_a_mixed_table_is_imputed_and_saved(tmp_path):
+    x = table(60)
+    mask = torch.rand(x.shape) > 0.3
+    vae = pv.presets.table_vae(kinds=KINDS, latent_dim=2, hidden=(16,), data_mean=x.mean(0))
+    pair = pv.Incomplete(vae)
+    pv.fit(pair, x.masked_fill(~mask, torch.nan), num_epochs=2, batch_size=20)
+    found = pv.impute(vae, x, mask=mask, num_particles=100, num_imputations=5)
+    for filled in (*found.draws, found.mode):
+        vae.likelihood.check(filled)
+        assert torch.equal(filled[mask], x[mask])
+    pv.save(vae, tmp_path / "table.safetensors")
+    again = pv.load(tmp_path / "table.safetensors")
+    assert torch.equal(again.encode(x, mask=mask).mean, vae.encode(x, mask=mask).mean)
+
+
+BAD_TABLES = {
+    "kind": (lambda: pv.likelihoods.Columns(["normal", "ordinal"]), ConfigError, "column 1: found 'ordinal'"),
+    "one category": (lambda: pv.likelihoods.Columns([("categorical", 1)]), ConfigError, "column 0"),
+    "negative count": (lambda: pv.likelihoods.Columns(["count"]).check(torch.tensor([[-1.0]])), DataError, "found -1"),
+    "category": (
+        lambda: pv.likelihoods.Columns(["normal", ("categorical", 3)]).check(torch.tensor([[0.0, 3.0]])),
+        DataError,
+        "column 1: expected categories 0 to 2, found 3",
+    ),
+    "vamp": (lambda: pv.presets.table_vae(kinds=["count"], prior="vamp"), ConfigError, "'standard' or 'mixture'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_a_bad_table_gets_one_line(name):
+    call, kind, text = BAD_TABLES[name]
+    with pytest.raises(kind, match=text):
+        call()

@@ -6,8 +6,9 @@ Each says in ``param_shape`` what the decoder has to return for one datapoint, a
 
 from .base import Likelihood
 from .bernoulli import Bernoulli
+from .columns import Columns
 from .continuous_bernoulli import ContinuousBernoulli
 from .discretised_logistic import DiscretisedLogistic
 from .gaussian import Gaussian
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "DiscretisedLogistic", "Gaussian", "Likelihood"]
+__all__ = ["Bernoulli", "Columns", "ContinuousBernoulli", "DiscretisedLogistic", "Gaussian", "Likelihood"]
