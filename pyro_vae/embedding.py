@@ -63,6 +63,10 @@ class _Prefix(Messenger):
         self.values: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: dict) -> None:
+        known = msg.setdefault("embedded", {})
+        if self in known:  # `do` sends a copy of the site through all handlers once more
+            return
+        known[self] = msg["name"]
         msg["name"] = f"{self.name}/{msg['name']}"
         # Handlers are asked from the inside out: the plates that are known by now are those of the program itself.
         inside = msg["cond_indep_stack"]
@@ -70,4 +74,4 @@ class _Prefix(Messenger):
 
     def _pyro_post_sample(self, msg: dict) -> None:
         if not isinstance(msg["fn"], _Subsample):
-            self.values[msg["name"].removeprefix(f"{self.name}/")] = msg["value"]
+            self.values[msg["embedded"][self]] = msg["value"]
