@@ -34,6 +34,9 @@ ProposalName = Annotated[
     tyro.conf.arg(metavar="{guide,inflated,defensive,refined}", help_behavior_hint="(default: guide)"),
 ]
 Images = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: all)")]
+DataFile = Annotated[
+    Positional[Path | None], tyro.conf.arg(metavar="[FILE]", help_behavior_hint="(default: test images)")
+]
 RunFolder = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
 Views = Annotated[
     Positional[
@@ -174,6 +177,42 @@ def sample(run: RunFolder, num: int = 100, seed: int = 0, json: bool = False) ->
     return 0
 
 
+def impute(
+    run: RunFolder,
+    file: DataFile = None,
+    num_particles: int = 1000,
+    num_imputations: int = 20,
+    num_images: Images = None,
+    seed: int = 0,
+    data_dir: DataDir = None,
+    json: bool = False,
+) -> int:
+    """Impute what is missing, NaN in FILE, with 90% intervals; without FILE, the hidden lower half of the test images.
+
+    Args:
+        run: The run folder.
+        file: An array as .npy or .csv; the result is an .npz file in the run folder.
+        num_particles: Weighted draws per datapoint.
+        num_imputations: How many of them to keep as imputations.
+        num_images: Only the first so many test images.
+        seed: Of the draws.
+        data_dir: torchvision's data folder.
+        json: Print the result as JSON.
+    """
+    from . import filling
+
+    options = {"num_particles": num_particles, "num_imputations": num_imputations, "seed": seed}
+    if file is not None:
+        _print_paths(filling.fill_file(run, file, **options), json)
+        return 0
+    found, what, paths = filling.fill_test_images(run, num_images=num_images, data_dir=data_dir, **options)
+    if json:
+        _print_json({"run": str(run), "protocol": what, **found._asdict(), "pictures": [str(path) for path in paths]})
+    else:
+        print(f"{what}\n{found}\npictures: {' '.join(map(str, paths))}")
+    return 0
+
+
 def plot(run: RunFolder, views: Views = (), data_dir: DataDir = None, json: bool = False) -> int:
     """Draw a run's pictures again, or other views of it.
 
@@ -221,7 +260,15 @@ def _say(message: object, status: int) -> int:
     return status
 
 
-_COMMANDS = {"train": train, "resume": resume, "evaluate": evaluate, "compare": compare, "sample": sample, "plot": plot}
+_COMMANDS = {
+    "train": train,
+    "resume": resume,
+    "evaluate": evaluate,
+    "compare": compare,
+    "sample": sample,
+    "impute": impute,
+    "plot": plot,
+}
 _ABOUT = "Variational autoencoders as Pyro programs: train one, get its ELBO, IWAE bound and log p(x), and look at it."
 
 

@@ -79,6 +79,9 @@ def impute(
     .. math:: \mathbb E[x^{\mathrm{mis}} \mid x^{\mathrm{obs}}] \approx \sum_k \tilde w_k \,
         \mathbb E[x^{\mathrm{mis}} \mid z_k], \qquad w_k = \frac{p(x^{\mathrm{obs}}, z_k)}{q(z_k \mid x^{\mathrm{obs}})}
 
+    Half of the draws are from the prior, to which a posterior comes the nearer the less is observed, and where a guide
+    that was trained on whole data does not look; their weights are those of the mixture.
+
     Multiple imputations are draws of :math:`(z_k, x^{\mathrm{mis}}_k)` resampled by the same weights; the interval is
     between their weighted quantiles, so it is of the missing value and not only of its mean.
 
@@ -116,7 +119,9 @@ def impute(
     model, guide = incomplete.model, incomplete.guide
     x, parts = data_for(_with_nan(as_tensor(x), mask), model, guide), []
     with untouched(model, guide, seed=(seed, "impute")):
-        for block in weighted_blocks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
+        for block in weighted_blocks(
+            model, guide, x, num_particles=num_particles, max_bytes=max_bytes, from_prior=num_particles // 2
+        ):
             parts.append(_imputed(model, block, num_imputations, level))
     return Imputation.joined(parts)
 

@@ -12,6 +12,7 @@ __all__ = [
     "weighted_blocks",
 ]
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from pyro import poutine
 from pyro.distributions import Unit
 from torch import Tensor
 
+from .density import Density
 from .errors import PairError, require_count
 from .inspection import untouched
 from .modules import data_for
@@ -223,13 +225,19 @@ def predict(
 
 
 def weighted_blocks(
-    model: Program, guide: Program, x: Tensor, *, num_particles: int, max_bytes: int
+    model: Program, guide: Program, x: Tensor, *, num_particles: int, max_bytes: int, from_prior: int = 0
 ) -> Iterator[Weighted]:
-    """Draws from the guide with their weights, for as many rows at a time as fit the memory."""
+    """Draws from the guide with their weights, for as many rows at a time as fit the memory.
+
+    So many of them are ``from_prior`` instead, and all have balance weights, those of one mixture.
+    """
     fits, apart = room(model, guide, x, require_count("max_bytes", max_bytes))
     for rows in x.split(max(1, fits // num_particles) if apart else len(x)):
-        particles = draw_particles(model, guide, rows, num_particles=num_particles)
-        yield Weighted(rows, particles.z, particles.log_w, vectorizes(model, guide, (rows,), {}))
+        if from_prior:
+            z, log_w = _mixed(Density(model, guide, rows).require_guide(), num_particles, from_prior)
+        else:
+            log_w, _, _, z = draw_particles(model, guide, rows, num_particles=num_particles)
+        yield Weighted(rows, z, log_w, vectorizes(model, guide, (rows,), {}))
 
 
 def replicates(
@@ -261,3 +269,11 @@ def _unobserved(model: Program, z: dict[str, Tensor], x: Tensor) -> dict[str, An
         and not site["infer"].get("_deterministic")
         and not isinstance(site["fn"], Unit)
     }
+
+
+def _mixed(density: Density, num: int, from_prior: int) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"]]:
+    r"""Draws from :math:`\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)` and their weights, in random order."""
+    u = torch.cat([density.draw_prior(from_prior), density.draw(num - from_prior)])[torch.randperm(num)]
+    terms, share = density.terms(u), from_prior / num
+    mixture = torch.logaddexp(terms.log_prior + math.log(share), terms.log_q + math.log1p(-share))
+    return density.values(u), terms.log_p - mixture

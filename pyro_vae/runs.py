@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["Run", "compare_run", "evaluate_run", "load_run", "plot_run", "resume", "sample_run", "train"]
+__all__ = [
+    "Run",
+    "compare_run",
+    "evaluate_run",
+    "load_run",
+    "loaded",
+    "plot_run",
+    "record_of",
+    "resume",
+    "sample_run",
+    "train",
+    "write_json",
+]
 
 import io
 import json
@@ -64,7 +76,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Run:
     parts = split(config, source)
     with seeded(config.seed, "start"):
         build(config, parts[0]).likelihood.check(parts[2])  # before there is a folder that would be in the way
-    _write_json(folder / "config.json", config.to_dict())
+    write_json(folder / "config.json", config.to_dict())
     try:
         return _train(config, folder, parts, progress)
     finally:
@@ -98,7 +110,7 @@ def evaluate_run(
     progress: bool = True,
 ) -> tuple[Evaluation, str]:
     """Evaluate a run's model on the test images again; the result, and what it refers to, in words."""
-    config, vae, x_test = _loaded(folder, data_dir, num_images)
+    config, vae, x_test = loaded(folder, data_dir, num_images)
     found = evaluate(
         vae,
         x_test,
@@ -116,8 +128,8 @@ def evaluate_run(
         "num_images": num_images,
     }
     parts = [found.estimator, *(f"{key}-{value}" for key, value in asked.items() if value is not None), f"seed-{seed}"]
-    record = {**_record(config, found.to_dict(), seed), **asked}
-    _write_json(Path(folder) / f"evaluation-{'-'.join(parts)}.json", record)
+    record = {**record_of(config, found.to_dict(), seed), **asked}
+    write_json(Path(folder) / f"evaluation-{'-'.join(parts)}.json", record)
     return found, protocol(config, x_test)
 
 
@@ -132,7 +144,7 @@ def compare_run(
     progress: bool = True,
 ) -> tuple[Comparison, str]:
     """Estimators of log p(x) on a run's test images, beside the truth if there are at most two latent dimensions."""
-    config, vae, x_test = _loaded(folder, data_dir, require_count("num_images", num_images, least=2))
+    config, vae, x_test = loaded(folder, data_dir, require_count("num_images", num_images, least=2))
     names = [name for name in ESTIMATORS if name != "grid"] if estimators is None else estimators
     exact = (
         quadrature(vae.model, vae.guide, x_test, progress=progress).value
@@ -149,11 +161,11 @@ def compare_run(
         seed=seed,
         progress=progress,
     )
-    _write_json(Path(folder) / "comparison.json", _record(config, found.to_dict(), seed))
+    write_json(Path(folder) / "comparison.json", record_of(config, found.to_dict(), seed))
     return found, protocol(config, x_test)
 
 
-def _loaded(folder: str | Path, data_dir: str | None, num_images: int | None) -> tuple[TrainConfig, Pair, Tensor]:
+def loaded(folder: str | Path, data_dir: str | None, num_images: int | None) -> tuple[TrainConfig, Pair, Tensor]:
     """A run's configuration, its model, and (the first so many of) its test images."""
     config, vae = load_run(folder)
     _, _, x_test, _ = split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
@@ -229,9 +241,9 @@ def _train(config: TrainConfig, folder: Path, parts: Split, progress: bool) -> R
     except KeyboardInterrupt:  # everything is in the checkpoint
         return Run(folder, config, history, protocol(config, x_test), None, [])
     vae.cpu()
-    record = _record(config, found.to_dict(), config.seed)
+    record = record_of(config, found.to_dict(), config.seed)
     record["training"] = {"epochs": len(history.epochs), "seconds": history.epochs[-1].seconds}
-    _write_json(folder / "evaluation.json", record)
+    write_json(folder / "evaluation.json", record)
     pictures = draw(Scene(config, vae, history.epochs, x_train, x_test, y_test), folder)
     save(vae, folder / _MODEL)  # last: its presence says that the run is complete
     for left in (folder / _CHECKPOINT, previous(folder / _CHECKPOINT)):
@@ -239,7 +251,7 @@ def _train(config: TrainConfig, folder: Path, parts: Split, progress: bool) -> R
     return Run(folder, config, history, protocol(config, x_test), found, pictures)
 
 
-def _record(config: TrainConfig, found: dict[str, Any], seed: int) -> dict[str, Any]:
+def record_of(config: TrainConfig, found: dict[str, Any], seed: int) -> dict[str, Any]:
     """A result with what is needed to make sense of it later."""
     packages = ("pyro-vae", "torch", "pyro-ppl")
     return {
@@ -267,5 +279,5 @@ def _config(folder: str | Path) -> TrainConfig:
     return TrainConfig.from_dict(options).resolved()
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     replace_file(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -49,6 +49,7 @@ config
 assembly
 views
 runs
+filling
 parsing
 cli
 __main__

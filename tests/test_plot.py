@@ -80,6 +80,14 @@ def strokes(num):
 
 DRAW = {
     "images": lambda ax=None: plot.images(strokes(100), ax, title="a title"),
+    "imputations": lambda ax=None: plot.imputations(
+        strokes(12),
+        strokes(12),
+        strokes(24).reshape(2, 12, *strokes(1).shape[1:]),
+        torch.ones(1, 1) > 0,
+        ax,
+        title="a title",
+    ),
     "reconstructions": lambda ax=None: plot.reconstructions(strokes(12), strokes(12), ax, title="a title"),
     "manifold": lambda ax=None: plot.manifold(strokes(400), torch.linspace(-2, 2, 20), ax, title="a title"),
     "latents": lambda ax=None: plot.latents(torch.randn(10_000, 2), torch.arange(10_000) % 10, ax, title="a title"),
@@ -523,6 +531,7 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
         lambda: plot.images(torch.rand(3, 2, 4, 4)),
         lambda: plot.images(torch.rand(0, 4, 4)),
         lambda: plot.reconstructions(torch.rand(3, 4, 4), torch.rand(5, 4, 4)),
+        lambda: plot.imputations(*torch.rand(2, 3, 4, 4), torch.rand(1, 2, 4, 4), torch.ones(4, 4) > 0),
         lambda: plot.reconstructions(torch.rand(3, 4, 4), torch.rand(3, 5, 5)),
         lambda: plot.manifold(torch.rand(7, 4, 4), [-1.0, 0.0, 1.0]),
         lambda: plot.latents(torch.rand(7, 3), torch.arange(7)),

@@ -436,6 +436,45 @@ def test_sample_draws_z_x_and_its_mean(copy):
     assert not np.array_equal(np.load(arrays)["x"], drawn["x"])
 
 
+def test_impute_fills_what_is_missing_in_a_file(copy, tmp_path):
+    x = np.zeros((3, 64))
+    x[0, 5] = x[2, 60:] = np.nan
+    np.save(tmp_path / "some.npy", x)
+    np.savetxt(tmp_path / "other.csv", x, delimiter=",")
+    for file in ("some.npy", "other.csv"):
+        answer = succeed("impute", copy, tmp_path / file, "--num-particles", "40", "--num-imputations", "3")
+        found = np.load(answer.out.strip())
+        assert found["draws"].shape == (3, 3, 8, 8)
+        assert np.isfinite(found["mean"]).all()
+        assert (found["mean"].reshape(3, 64)[~np.isnan(x)] == 0).all()
+        assert found["mean"][0, 0, 5] > 0
+        assert found["verdict"].shape == (3,)
+
+
+def test_impute_scores_hidden_halves_of_the_test_images(copy):
+    answer = succeed("impute", copy, "--num-particles", "100", "--num-images", "20", "--json")
+    found = json.loads(answer.out)
+    assert found["nats"] < 0 < found["monte_carlo_error"]
+    assert 0 < found["rmse"] < 1
+    assert Path(found["pictures"][0]).read_bytes().startswith(b"\x89PNG")
+    assert "log p(hidden | seen)" in succeed("impute", copy, "--num-particles", "100", "--num-images", "20").out
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "pattern"),
+    [
+        ("none.npy", None, "does not exist"),
+        ("some.txt", "1", "expected a file .npy or .csv"),
+        ("some.npy", "1", "cannot be read as an array of numbers"),
+        ("some.csv", "1,2\n3,4\n", r"expected shape \('n', 8, 8\), got \(2, 2\)"),
+    ],
+)
+def test_impute_says_in_one_line_what_is_wrong_with_a_file(run, tmp_path, file, content, pattern):
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    assert_one_line(cli("impute", run[0], tmp_path / file), pattern)
+
+
 def test_plot_draws_the_same_pictures_again(copy):
     before = content(copy)
     for name in PICTURES | OF_TWO_LATENTS:

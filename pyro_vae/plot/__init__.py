@@ -3,13 +3,14 @@
 from .base import save
 from .latents import latents
 from .numbers import inference_gaps, log_evidence
-from .pictures import images, interpolations, latent_grid, manifold, neighbours, reconstructions
+from .pictures import images, imputations, interpolations, latent_grid, manifold, neighbours, reconstructions
 from .training import history
 from .traversals import traversal_grid, traversals
 
 __all__ = [
     "history",
     "images",
+    "imputations",
     "inference_gaps",
     "interpolations",
     "latent_grid",

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["cell_middle", "images", "interpolations", "latent_grid", "manifold", "neighbours", "reconstructions"]
+__all__ = [
+    "cell_middle",
+    "images",
+    "imputations",
+    "interpolations",
+    "latent_grid",
+    "manifold",
+    "neighbours",
+    "reconstructions",
+]
 
 from typing import Any
 
@@ -52,6 +61,29 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     ax.set_xticks([])
     height = x.shape[1]
     ax.set_yticks([cell_middle(0, height), cell_middle(1, height)], ["data", "reconstruction"])
+    ax.tick_params(length=0)
+    return ax
+
+
+def imputations(
+    x: Any, mean: Any, draws: Any, mask: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True
+) -> Axes:
+    """Data ``[n, height, width]``, what is seen of them, and means and draws ``[rows, n, height, width]`` of the rest.
+
+    ``mask`` is true where they are seen; the second row is grey where it is not.
+    """
+    x, mean, draws = as_pictures(x), as_pictures(mean), as_tensor(draws)
+    if x.shape != mean.shape or draws.shape[1:2] != (len(x),):
+        raise ShapeError(
+            f"expected means of the data's shape {x.shape} and draws of it, got {mean.shape}, {draws.shape}"
+        )
+    seen = as_pictures(as_tensor(mask).float().expand(len(x), *as_tensor(mask).shape[-2:]))
+    rows = [x, np.where(seen > 0.5, x, 0.4), mean, *(as_pictures(part) for part in draws)]
+    ax = images(np.concatenate(rows), ax, columns=len(x), title=title, invert=invert)
+    ax.set_axis_on()
+    ax.set_xticks([])
+    names = ["data", "seen", "mean of the rest", *["draw of the rest"] * len(draws)]
+    ax.set_yticks([cell_middle(row, x.shape[1]) for row in range(len(rows))], names)
     ax.tick_params(length=0)
     return ax
 

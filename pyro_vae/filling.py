@@ -1,0 +1,130 @@
+"""A run's model and data with gaps: what is missing is imputed, and hidden halves of test images tell how well."""
+
+from __future__ import annotations
+
+__all__ = ["Score", "fill_file", "fill_test_images"]
+
+import io
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import data, plot
+from .assembly import protocol, split
+from .errors import DataError, ShapeError
+from .evidence import importance
+from .files import replace_file
+from .imputation import Imputation, impute
+from .missing import Incomplete
+from .runs import load_run, loaded, record_of, write_json
+
+
+class Score(NamedTuple):
+    """How well the hidden halves of images were told from the others."""
+
+    rmse: float
+    """Of the mean, over hidden pixels."""
+    rmse_mean_image: float
+    """The same of the mean image of the training data, which has not seen the other half."""
+    nats: float
+    r"""The mean of :math:`\log p(x^{\mathrm{hidden}} \mid x^{\mathrm{seen}})`, of two estimates."""
+    monte_carlo_error: float
+    coverage: float
+    """The share of hidden pixels within their 90% intervals; of pixels of few levels it may be larger than that."""
+    ok: float
+    """The share of images whose weights can be relied on."""
+
+    def __str__(self) -> str:
+        return (
+            f"hidden pixels: RMSE {self.rmse:.4f}, of the mean image {self.rmse_mean_image:.4f}; "
+            f"{self.coverage:.1%} within 90% intervals\n"
+            f"log p(hidden | seen): {self.nats:.3f} ± {self.monte_carlo_error:.3f} nats per image\n"
+            f"verdict ok for {self.ok:.0%} of the images"
+        )
+
+
+def fill_file(
+    folder: str | Path, file: str | Path, *, num_particles: int = 1000, num_imputations: int = 20, seed: int = 0
+) -> list[Path]:
+    """Impute the NaN of an array in a file ``.npy`` or ``.csv``: ``imputed-NAME.npz`` in the run folder.
+
+    Errors:
+        DataError: for a file that is not there, or holds no numbers.
+        ShapeError: for an array of another shape than the model's data.
+    """
+    _, vae = load_run(folder)
+    x = _read(Path(file))
+    if x.shape[1:] != vae.data_shape:
+        if not x.ndim or x[0].numel() != math.prod(vae.data_shape):
+            raise ShapeError(f"{file}: expected shape {('n', *vae.data_shape)}, got {tuple(x.shape)}")
+        x = x.reshape(-1, *vae.data_shape)
+    found = impute(vae, x, num_particles=num_particles, num_imputations=num_imputations, seed=seed)
+    path = Path(folder) / f"imputed-{Path(file).stem}.npz"
+    _write(path, found)
+    return [path]
+
+
+def fill_test_images(
+    folder: str | Path,
+    *,
+    num_particles: int = 1000,
+    num_imputations: int = 20,
+    num_images: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+) -> tuple[Score, str, list[Path]]:
+    """Hide the lower half of a run's test images and impute it: the score, what it refers to, and a picture."""
+    config, vae, x = loaded(folder, data_dir, num_images)
+    mask = torch.ones(x.shape[1:], dtype=torch.bool)
+    mask[..., mask.shape[-2] // 2 :, :] = False
+    found = impute(vae, x, mask=mask, num_particles=num_particles, num_imputations=num_imputations, seed=seed)
+    train, *_ = split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
+    pair, hidden = Incomplete(vae), ~mask.expand(x.shape)
+    whole, seen = (
+        importance(pair.model, pair.guide, given, num_particles=num_particles, proposal="defensive", seed=seed)
+        for given in (x, x.masked_fill(hidden, torch.nan))
+    )
+    score = Score(
+        rmse=_rmse(found.mean, x, hidden),
+        rmse_mean_image=_rmse(torch.as_tensor(train.mean).reshape(x.shape[1:]).expand(x.shape), x, hidden),
+        nats=whole.mean - seen.mean,
+        monte_carlo_error=math.hypot(whole.monte_carlo_error, seen.monte_carlo_error),
+        coverage=((found.lower <= x) & (x <= found.upper))[hidden].double().mean().item(),
+        ok=float((found.verdict == "ok").mean()),
+    )
+    write_json(Path(folder) / "imputation.json", record_of(config, score._asdict(), seed))
+    path = Path(folder) / "imputations.png"
+    plot.save(plot.imputations(x[:10], found.mean[:10], found.draws[:2, :10], mask), path)
+    return score, f"{protocol(config, x)}; the lower half hidden", [path]
+
+
+def _rmse(found: Tensor, x: Tensor, hidden: Tensor) -> float:
+    return (found - x)[hidden].square().mean().sqrt().item()
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        elif path.suffix == ".csv":
+            array = np.genfromtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
+        else:
+            raise DataError(f"{path}: expected a file .npy or .csv, in which NaN is what is missing")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: give an array with NaN as .npy or .csv") from None
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as an array of numbers ({str(error).splitlines()[0]})") from None
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).float()
+
+
+def _write(path: Path, found: Imputation) -> None:
+    arrays = io.BytesIO()
+    tensors: dict[str, Any] = {
+        name: value.numpy() for name, value in found._asdict().items() if isinstance(value, Tensor)
+    }
+    np.savez_compressed(arrays, **tensors, verdict=found.verdict)
+    replace_file(path, arrays.getvalue())
