@@ -15,6 +15,7 @@ __all__ = [
     "HierarchicalVAE",
     "History",
     "Particles",
+    "Refinement",
     "__version__",
     "compare",
     "data",
@@ -34,6 +35,7 @@ __all__ = [
     "presets",
     "priors",
     "problems",
+    "refine",
     "save",
     "schedules",
     "simulation",
@@ -48,12 +50,14 @@ _HOMES = {
     "HierarchicalVAE": "hierarchical",
     "History": "training_state",
     "Particles": "particles",
+    "Refinement": "refining",
     "compare": "comparison",
     "draw_particles": "particles",
     "embed": "embedding",
     "evaluate": "evaluation",
     "fit": "training",
     "load": "checkpoint",
+    "refine": "refining",
     "save": "checkpoint",
 }
 
@@ -81,6 +85,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .hierarchical import HierarchicalVAE
     from .particles import Particles, draw_particles
+    from .refining import Refinement, refine
     from .training import fit
     from .training_state import History
     from .vae import VAE

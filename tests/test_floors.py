@@ -38,6 +38,10 @@ evidence.sampling
 evidence.* objectives.*
 evidence.choice
 diagnostics evidence objectives
+refining.base
+refining.*
+refining.refine
+refining
 checkpoint
 comparison evaluation plot.base training_state
 plot.pictures

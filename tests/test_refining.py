@@ -1,0 +1,183 @@
+"""Refinement: closer to exact posteriors with every further effort, and honest about how much closer."""
+
+from itertools import pairwise
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import MultivariateNormal, kl_divergence
+
+import pyro_vae as pv
+from pyro_vae.errors import ConfigError, DataError, PairError
+from tests.statistics import assert_mean, assert_not_mean
+from tests.test_exams import linear
+from tests.test_gaps import positive_pair
+from tests.test_objectives import conv, two_layer
+
+BAD = {"shift": (0.5, -0.4), "scale": (0.5, 0.3)}  # off, too narrow, and without the correlation
+
+
+def divergence(problem, x, z):
+    """KL(Gaussian of the draws || exact posterior), per datapoint; 0.00125 for 2000 exact draws."""
+    mean, covariance = z.mean(0), torch.einsum("kbi,kbj->bij", z - z.mean(0), z - z.mean(0)) / (len(z) - 1)
+    return kl_divergence(MultivariateNormal(mean, covariance), problem.posterior(x))
+
+
+def of_guide(problem, x, **options):
+    """KL(q || exact posterior), which is log p(x) - ELBO."""
+    loc = problem.posterior(x).mean + torch.tensor(options["shift"])
+    return kl_divergence(MultivariateNormal(loc, torch.diag(torch.tensor(options["scale"])) ** 2), problem.posterior(x))
+
+
+@pytest.mark.usefixtures("float64")
+class TestLinearGaussian:
+    @pytest.mark.parametrize(
+        ("method", "budgets", "last"),
+        [
+            ("sir", [{"num_particles": num} for num in (10, 100, 1000, 10_000)], 0.08),
+            ("svi", [{"num_steps": num, "num_particles": 100} for num in (0, 10, 90)], 0.01),
+            ("svi", [{"num_steps": num, "num_particles": 100, "family": "diagonal"} for num in (0, 30)], 0.5),
+        ],
+        ids=["sir", "svi, full", "svi, diagonal"],
+    )
+    def test_kl_to_the_posterior_falls_with_the_budget(self, method, budgets, last):
+        problem, guide = linear(), linear().guide(**BAD)
+        x = problem.sample(100, seed=0)
+        drawn = [pv.refine(problem.model, guide, x, method=method, **budget) for budget in budgets]
+        found = [divergence(problem, x, one.z["z"]).mean().item() for one in drawn]
+        assert all(less > more for less, more in pairwise(found))
+        assert found[-1] < last
+        gains = [one.mean_gain.value.item() for one in drawn]
+        assert all(less < more for less, more in pairwise(gains))
+
+    def test_draws_that_are_not_refined_stay_where_they_are(self):
+        problem, x = linear(), linear().sample(100, seed=0)
+        guide = problem.guide(**BAD)
+        drawn = pv.draw_particles(problem.model, guide, x, num_particles=2000).z["z"]
+        assert divergence(problem, x, drawn).mean() > 0.8
+
+    def test_the_gain_of_svi_is_the_divergence_that_it_removes(self):
+        problem, x = linear(), linear().sample(100, seed=0)
+        found = pv.refine(problem.model, problem.guide(**BAD), x, method="svi", num_particles=500)
+        exact = of_guide(problem, x, **BAD)
+        assert_mean((found.gain - exact) / found.gain_stderr, 0.0, sd=1.0, slack=0.05)
+        assert_not_mean((0.9 * found.gain - exact) / found.gain_stderr, 0.0, sd=1.0)
+        assert 0.8 < ((found.gain - exact) / found.gain_stderr).std() < 1.25
+        assert (found.evidence.verdict == "ok").all()
+        errors = (found.evidence.value - problem.log_evidence(x)) / found.evidence.stderr
+        assert 0.8 < errors.std() < 1.25
+
+    def test_the_gain_of_sir_is_the_whole_gap_if_the_weights_are_good(self):
+        problem, x = linear(), linear().sample(100, seed=0)
+        wide = {"shift": (0.2, -0.1), "scale": (0.8, 0.8)}
+        found = pv.refine(problem.model, problem.guide(**wide), x, num_particles=2000)
+        errors = (found.gain - of_guide(problem, x, **wide)) / found.gain_stderr
+        assert 0.8 < errors.std() < 1.25
+        assert errors.mean().abs() < 0.5
+        assert (found.gain_stderr < 0.9 * torch.hypot(found.evidence.stderr, found.elbo_stderr)).all()  # the same draws
+        assert (found.verdict == "ok").all()
+        assert ((found.ess > 100) & (found.ess < 2000 / 2 + 1)).all()
+        assert divergence(problem, x, found.z["z"]).mean() < 0.02
+
+    def test_weights_that_a_few_draws_decide_are_said_to_be_so(self):
+        problem, x = linear(), linear().sample(50, seed=0)
+        found = pv.refine(problem.model, problem.guide(**BAD), x, num_particles=2000)
+        assert (found.verdict != "ok").mean() > 0.9
+
+    def test_draws_of_svi_can_be_weighed(self):
+        problem, x = linear(), linear().sample(50, seed=0)
+        wide = problem.guide(scale=(0.9, 0.9))
+        found = pv.refine(problem.model, wide, x, method="svi", num_steps=0, num_particles=2)
+        weights = torch.softmax(found.log_w, 0)[..., None]
+        mean = (weights * found.z["z"]).sum(0)
+        spread = (weights * (found.z["z"] - mean).square()).sum(0)
+        exact = problem.posterior_covariance.diagonal()
+        assert ((mean - problem.posterior(x).mean).abs() < 5 * (exact / found.ess[:, None]).sqrt() * 1.5).all()
+        assert_mean(spread, exact)
+        assert_not_mean(found.z["z"].var(0), exact)
+
+    def test_constrained_latents_come_back_where_they_live(self):
+        model, guide = positive_pair()  # exam E1: the logarithm is N(0.8667, 1/3) in the posterior
+        for options in ({"method": "sir"}, {"method": "svi", "num_steps": 100, "num_particles": 100}):
+            found = pv.refine(model, guide, torch.full((40,), 1.3), **options)
+            assert (found.z["scale"] > 0).all()
+            assert_mean(found.z["scale"].log().mean(0), 2.6 / 3, slack=2e-3)
+            assert_mean(found.z["scale"].log().var(0), 1 / 3, slack=5e-3)
+
+    def test_a_mode_that_no_draw_has_met_makes_the_draws_unreliable(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z.square(), 0.1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.sqrt(), 0.1))
+
+        found = pv.refine(model, guide, torch.full((5,), 2.0), method="svi", num_particles=1000)
+        assert (found.verdict == "unreliable").all()
+        assert all("part of the posterior was overlooked" in reason for reason in found.reason)
+
+
+@pytest.mark.parametrize("build", [conv, two_layer])
+def test_foreign_pairs(build):
+    model, guide, modules, x = build(num=6)
+    before = {name: value.clone() for name, value in modules.state_dict().items()}
+    for options in ({"method": "sir"}, {"method": "svi", "num_steps": 2}):
+        found = pv.refine(model, guide, x, num_draws=20, num_particles=40, **options)
+        assert {name: value.shape[:2] for name, value in found.z.items()} == dict.fromkeys(found.z, (20, 6))
+        assert found.gain.shape == found.ess.shape == (6,)
+        assert all(value.isfinite().all() for value in [*found.z.values(), found.gain, found.gain_stderr])
+        assert found.elbo.dtype == found.gain.dtype == torch.float64
+    assert not pyro.get_param_store().keys()
+    assert all(torch.equal(value, before[name]) for name, value in modules.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "svi", "num_steps": 2}], ids=["sir", "svi"])
+def test_blocks_keep_the_order_of_rows(options):
+    problem, x = linear(), linear().sample(5, seed=4)
+    options = {**options, "num_draws": 20, "num_particles": 20}
+    found = pv.refine(problem.model, problem.guide(), x, max_bytes=2**12, **options)
+    torch.testing.assert_close(found.elbo, problem.log_evidence(x).double(), atol=1e-4, rtol=0)
+    assert found.z["z"].shape == (20, 5, 2)
+
+
+def test_what_it_says_of_itself():
+    problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+    x = problem.sample(3, seed=0)
+    found = pv.refine(problem.model, problem.guide(scale=[0.4]), x, method="svi", num_draws=100, num_particles=1000)
+    gain = found.mean_gain
+    start = f"Refinement by svi: gained {gain.value:.2f} ± {gain.monte_carlo_error:.2g} nats per datapoint over"
+    assert repr(found).startswith(start)
+    assert "z [100, 3, 1]; ESS at least 100; 100% ok" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "vi"}, "method='vi': expected one of sir, svi"),
+        ({"method": "svi", "family": "planar"}, "family='planar': expected one of diagonal, full, flow"),
+        ({"num_steps": 3}, "num_steps=3: method='sir' has no such option; leave it out"),
+        ({"num_draws": 0}, "num_draws=0: expected at least 1"),
+        ({"num_particles": 1}, "num_particles=1: expected at least 2, since one draw has no error bar"),
+        ({"method": "svi", "num_steps": -1}, "num_steps=-1: expected at least 0"),
+    ],
+)
+def test_unusable_options_are_refused(options, message):
+    problem = pv.problems.linear_gaussian(W=[[1.0]])
+    with pytest.raises(ConfigError, match=message):
+        pv.refine(problem.model, problem.guide(), torch.zeros(2, 1), **options)
+
+
+def test_unusable_data_and_pairs_are_refused():
+    problem = pv.problems.linear_gaussian(W=[[1.0]])
+    with pytest.raises(DataError, match="at least one datapoint"):
+        pv.refine(problem.model, problem.guide(), torch.zeros(0, 1))
+
+    def point(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(torch.zeros(len(x), 1)).to_event(1))
+
+    with pytest.raises(PairError, match="point mass"):
+        pv.refine(problem.model, point, torch.zeros(2, 1))
