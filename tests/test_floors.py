@@ -38,7 +38,7 @@ evidence.sampling
 evidence.* objectives.*
 evidence.choice
 diagnostics evidence objectives
-refining.base
+refining.base refining.mixing
 refining.*
 refining.refine
 refining

@@ -9,7 +9,9 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vae as pv
+from pyro_vae import hmc, refining
 from pyro_vae.errors import ConfigError, DataError, PairError
+from pyro_vae.refining import mixing
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import linear
 from tests.test_gaps import positive_pair
@@ -19,7 +21,7 @@ BAD = {"shift": (0.5, -0.4), "scale": (0.5, 0.3)}  # off, too narrow, and withou
 
 
 def divergence(problem, x, z):
-    """KL(Gaussian of the draws || exact posterior), per datapoint; 0.00125 for 2000 exact draws."""
+    """KL(Gaussian of the draws || exact posterior), per datapoint; 2.5 / K for K exact draws."""
     mean, covariance = z.mean(0), torch.einsum("kbi,kbj->bij", z - z.mean(0), z - z.mean(0)) / (len(z) - 1)
     return kl_divergence(MultivariateNormal(mean, covariance), problem.posterior(x))
 
@@ -35,21 +37,22 @@ class TestLinearGaussian:
     @pytest.mark.parametrize(
         ("method", "budgets", "last"),
         [
-            ("sir", [{"num_particles": num} for num in (10, 100, 1000, 10_000)], 0.08),
-            ("svi", [{"num_steps": num, "num_particles": 100} for num in (0, 10, 90)], 0.01),
+            ("sir", [{"num_particles": num} for num in (10, 100, 1000)], 0.2),
+            ("svi", [{"num_steps": num, "num_particles": 100} for num in (0, 10, 60)], 0.06),
             ("svi", [{"num_steps": num, "num_particles": 100, "family": "diagonal"} for num in (0, 30)], 0.5),
+            ("hmc", [{"num_draws": 4 * num, "num_warmup": num, "num_particles": 100} for num in (16, 60, 180)], 0.006),
         ],
-        ids=["sir", "svi, full", "svi, diagonal"],
+        ids=["sir", "svi, full", "svi, diagonal", "hmc"],
     )
     def test_kl_to_the_posterior_falls_with_the_budget(self, method, budgets, last):
         problem, guide = linear(), linear().guide(**BAD)
-        x = problem.sample(100, seed=0)
+        x = problem.sample(50, seed=0)
         drawn = [pv.refine(problem.model, guide, x, method=method, **budget) for budget in budgets]
         found = [divergence(problem, x, one.z["z"]).mean().item() for one in drawn]
         assert all(less > more for less, more in pairwise(found))
         assert found[-1] < last
         gains = [one.mean_gain.value.item() for one in drawn]
-        assert all(less < more for less, more in pairwise(gains))
+        assert method == "hmc" or all(less < more for less, more in pairwise(gains))
 
     def test_draws_that_are_not_refined_stay_where_they_are(self):
         problem, x = linear(), linear().sample(100, seed=0)
@@ -99,7 +102,8 @@ class TestLinearGaussian:
 
     def test_constrained_latents_come_back_where_they_live(self):
         model, guide = positive_pair()  # exam E1: the logarithm is N(0.8667, 1/3) in the posterior
-        for options in ({"method": "sir"}, {"method": "svi", "num_steps": 100, "num_particles": 100}):
+        chains = {"method": "hmc", "num_draws": 960, "num_warmup": 30, "num_particles": 100}
+        for options in ({"method": "sir"}, chains):
             found = pv.refine(model, guide, torch.full((40,), 1.3), **options)
             assert (found.z["scale"] > 0).all()
             assert_mean(found.z["scale"].log().mean(0), 2.6 / 3, slack=2e-3)
@@ -120,11 +124,129 @@ class TestLinearGaussian:
         assert all("part of the posterior was overlooked" in reason for reason in found.reason)
 
 
+# Chains
+
+
+def simulated(num):
+    """Data of the model, and the latent values that made them: of the posterior one exact draw each."""
+    problem = linear()
+    x, z = pv.simulation.simulate(problem.model, torch.zeros(num, 5))
+    return problem, x, z["z"]
+
+
+def interval(found):
+    """Of 90%, from draws ``[draws, batch, latent]``."""
+    return found.quantile(0.05, 0), found.quantile(0.95, 0)
+
+
+def coverage(problem, x, draws):
+    """The posterior's mass within the draws' intervals, averaged."""
+    low, high = (problem.posterior(x).mean - end for end in interval(draws))
+    marginal = dist.Normal(0.0, problem.posterior_covariance.diagonal().sqrt())
+    return (marginal.cdf(low) - marginal.cdf(high)).mean().item()
+
+
+@pytest.fixture(scope="module")
+def chains():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    problem, x, z = simulated(500)
+    options = {"method": "hmc", "num_warmup": 90, "num_particles": 500}
+    found = pv.refine(problem.model, problem.guide(**BAD), x, **options)
+    torch.set_default_dtype(before)
+    return problem, x, z, found
+
+
+@pytest.mark.usefixtures("float64")
+class TestChains:
+    def test_90_percent_intervals_hold_90_percent(self, chains):
+        problem, x, z, found = chains
+        assert 0.895 < coverage(problem, x, found.z["z"]) < 0.905
+        low, high = interval(found.z["z"])
+        assert 0.88 <= ((low < z) & (z < high)).double().mean() <= 0.92
+        unrefined = pv.draw_particles(problem.model, problem.guide(**BAD), x, num_particles=4000).z["z"]
+        low, high = interval(unrefined)
+        assert ((low < z) & (z < high)).double().mean() < 0.75
+
+    def test_chains_agree_everywhere(self, chains):
+        *_, found = chains
+        assert found.num_chains == 16
+        assert found.z["z"].shape == (4000, 500, 2)
+        assert found.r_hat.max() < 1.01
+        assert found.ess.min() > 1000
+        assert (found.verdict == "ok").all()
+
+    def test_their_mean_and_covariance_are_those_of_the_posterior(self, chains):
+        problem, x, _, found = chains
+        assert divergence(problem, x, found.z["z"]).mean() < 1.5 * 2.5 / 4000  # 2.5 / 4000 of exact draws
+
+    def test_the_evidence_that_they_imply_is_log_p(self, chains):
+        problem, x, _, found = chains
+        errors = (found.evidence.value - problem.log_evidence(x)) / found.evidence.stderr
+        assert_mean(errors, 0.0, sd=1.0, slack=0.1)
+        assert 0.85 < errors.std() < 1.15
+        errors = (found.gain - of_guide(problem, x, **BAD)) / found.gain_stderr
+        assert_mean(errors, 0.0, sd=1.0, slack=0.1)
+        assert 0.85 < errors.std() < 1.15
+        assert (found.evidence.verdict == "ok").all()
+        assert found.evidence.num_evaluations.min() > 16 * (90 + 250)
+
+    def test_without_the_accept_step_they_are_too_wide(self, monkeypatch):
+        def lax(log_density_fn):
+            exact = hmc.kernel(log_density_fn)
+
+            def transition(state, **options):
+                momentum = torch.randn_like(state.position)
+                stride = options["step_size"][..., None] * options["scale"]
+                end, _ = hmc.leapfrog(log_density_fn, state, momentum, stride=stride, num_steps=options["num_steps"])
+                return end, exact(state, **options)[1]
+
+            return transition
+
+        problem, x, _ = simulated(50)
+        monkeypatch.setattr(refining.chains, "kernel", lax)
+        options = {"method": "hmc", "num_draws": 1280, "num_warmup": 30, "num_particles": 100}
+        found = pv.refine(problem.model, problem.guide(**BAD), x, **options)
+        assert coverage(problem, x, found.z["z"]) > 0.905
+
+    def test_step_sizes_are_frozen_after_the_warm_up(self, monkeypatch):
+        seen = []
+
+        def noted(log_density_fn):
+            seen.append(log_density_fn.start)
+            return hmc.kernel(log_density_fn)
+
+        problem, x, _ = simulated(3)
+        monkeypatch.setattr(refining.chains, "kernel", noted)
+        options = {"method": "hmc", "num_chains": 2, "num_draws": 20, "num_warmup": 30, "num_particles": 10}
+        pv.refine(problem.model, problem.guide(**BAD), x, **options)
+        assert len(seen) == 40
+        assert all(start is seen[-1] for start in seen[20:])
+        assert not torch.equal(seen[0].scale_tril, seen[-1].scale_tril)
+
+
+def test_chains_that_have_not_met_are_found_out():
+    u = torch.randn(4, 100, 3, 2)
+    u[0, :, 1, 0] += 3  # in another place
+    u[0, :, 2, 1] *= 4  # as wide as no other
+    r = mixing.r_hat(u)
+    assert r[0] < 1.05 < min(r[1], r[2])
+    found = mixing.judged(r, mixing.effective_draws(u))
+    assert found.verdict[0] != "unreliable"
+    assert found.verdict.tolist()[1:] == ["unreliable", "unreliable"]
+    assert "the chains have not met" in found.reason[1]
+    slow = torch.randn(4, 100, 1, 1).cumsum(1)
+    assert mixing.effective_draws(slow) < 40
+    u[0, 0, 0, 0] = torch.nan
+    assert mixing.judged(mixing.r_hat(u), mixing.effective_draws(u)).verdict[0] == "unreliable"
+
+
 @pytest.mark.parametrize("build", [conv, two_layer])
 def test_foreign_pairs(build):
     model, guide, modules, x = build(num=6)
     before = {name: value.clone() for name, value in modules.state_dict().items()}
-    for options in ({"method": "sir"}, {"method": "svi", "num_steps": 2}):
+    chains = {"method": "hmc", "num_chains": 2, "num_warmup": 6}
+    for options in ({"method": "sir"}, {"method": "svi", "num_steps": 2}, chains):
         found = pv.refine(model, guide, x, num_draws=20, num_particles=40, **options)
         assert {name: value.shape[:2] for name, value in found.z.items()} == dict.fromkeys(found.z, (20, 6))
         assert found.gain.shape == found.ess.shape == (6,)
@@ -156,9 +278,11 @@ def test_what_it_says_of_itself():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "vi"}, "method='vi': expected one of sir, svi"),
+        ({"method": "vi"}, "method='vi': expected one of hmc, sir, svi"),
         ({"method": "svi", "family": "planar"}, "family='planar': expected one of diagonal, full, flow"),
         ({"num_steps": 3}, "num_steps=3: method='sir' has no such option; leave it out"),
+        ({"method": "hmc", "num_draws": 10, "num_chains": 4}, "num_draws=10: expected at least 16, 4 of each chain"),
+        ({"method": "hmc", "num_chains": 0}, "num_chains=0: expected at least 1"),
         ({"num_draws": 0}, "num_draws=0: expected at least 1"),
         ({"num_particles": 1}, "num_particles=1: expected at least 2, since one draw has no error bar"),
         ({"method": "svi", "num_steps": -1}, "num_steps=-1: expected at least 0"),

@@ -32,6 +32,11 @@ class Plan(NamedTuple):
     num_chains: int
     num_warmup: int
 
+    @property
+    def draws_per_chain(self) -> int:
+        """As many as it takes."""
+        return -(-self.num_draws // self.num_chains)
+
 
 class Refinement(NamedTuple):
     r"""Draws that are closer to :math:`p(z \mid x)` than those of the guide, and what they gain; see :func:`refine`."""

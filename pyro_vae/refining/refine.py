@@ -19,13 +19,20 @@ from ..modules import suited
 from ..reliability import Judgement
 from ..traces import Program
 from .base import Method, Plan, Refinement
+from .chains import hmc
+from .mixing import FEWEST
 from .sir import sir
 from .variational import svi
 
-METHODS: dict[str, Method] = {"sir": sir, "svi": svi}
-_DEFAULTS = Plan(num_draws=2000, num_particles=5000, family="full", num_steps=200, num_chains=1, num_warmup=0)
-_OPTIONS: dict[str, dict[str, Any]] = {"sir": {}, "svi": {"family": "full", "num_steps": 200}}
-_AT_ONCE = 32  # the share of particles that are in memory at once, or one over it
+METHODS: dict[str, Method] = {"hmc": hmc, "sir": sir, "svi": svi}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "hmc": {"num_draws": 4000, "num_chains": 16, "num_warmup": 150},
+    "sir": {"num_draws": 1000},
+    "svi": {"num_draws": 1000, "num_steps": 200, "family": "full"},
+}
+_NONE = {"num_chains": 1, "num_warmup": 0, "num_steps": 0, "family": "full"}  # for methods that have no use for them
+_FEW = f", {FEWEST} of each chain"
+_AT_ONCE = 32  # blocks that a datapoint's particles may come in
 
 
 def refine(
@@ -34,8 +41,10 @@ def refine(
     x: Any,
     *,
     method: str = "sir",
-    num_draws: int = 2000,
+    num_draws: int | None = None,
     num_particles: int = 5000,
+    num_chains: int | None = None,
+    num_warmup: int | None = None,
     family: str | None = None,
     num_steps: int | None = None,
     seed: int = 0,
@@ -47,7 +56,14 @@ def refine(
     Arguments:
         model, guide: Any Pyro pair with one data plate and continuous local latents.
     """
-    plan = _plan(method, num_draws, num_particles, {"family": family, "num_steps": num_steps})
+    options = {
+        "num_draws": num_draws,
+        "num_chains": num_chains,
+        "num_warmup": num_warmup,
+        "num_steps": num_steps,
+        "family": family,
+    }
+    plan = _plan(method, num_particles, {name: value for name, value in options.items() if value is not None})
     x = suited(as_batch(x), model, guide)
 
     def work(path: Path, span: slice, most: int) -> Refinement:
@@ -60,7 +76,7 @@ def refine(
         x,
         start="guide",
         num_chains=max(plan.num_chains, -(-plan.num_particles // _AT_ONCE)),
-        evaluations=lambda most: _evaluations(method, plan),
+        evaluations=lambda most: _evaluations(plan),
         seed=(seed, "refine"),
         max_bytes=max_bytes,
         progress=progress,
@@ -68,24 +84,28 @@ def refine(
     return _with_second_opinion(Refinement.joined(parts), model, guide, x, seed=seed, max_bytes=max_bytes)
 
 
-def _plan(method: str, num_draws: int, num_particles: int, options: dict[str, Any]) -> Plan:
+def _plan(method: str, num_particles: int, given: dict[str, Any]) -> Plan:
     if method not in METHODS:
         raise ConfigError(f"method={method!r}: expected one of {', '.join(METHODS)}")
-    given = {name: value for name, value in options.items() if value is not None}
     for name in given.keys() - _OPTIONS[method].keys():
         raise ConfigError(f"{name}={given[name]!r}: method={method!r} has no such option; leave it out")
-    plan = _DEFAULTS._replace(num_draws=num_draws, num_particles=num_particles, **_OPTIONS[method] | given)
+    plan = Plan(num_particles=num_particles, **_NONE | _OPTIONS[method] | given)
     if plan.family not in FAMILIES:
         raise ConfigError(f"family={plan.family!r}: expected one of {', '.join(FAMILIES)}")
-    return plan._replace(
-        num_draws=require_count("num_draws", num_draws),
+    least = FEWEST * require_count("num_chains", plan.num_chains) if "num_chains" in _OPTIONS[method] else 1
+    return Plan(
+        num_draws=require_count("num_draws", plan.num_draws, least=least, why=_FEW if least > 1 else ""),
         num_particles=require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar"),
+        num_chains=plan.num_chains,
+        num_warmup=require_count("num_warmup", plan.num_warmup, least=0),
         num_steps=require_count("num_steps", plan.num_steps, least=0),
+        family=plan.family,
     )
 
 
-def _evaluations(method: str, plan: Plan) -> int:
-    return plan.num_particles
+def _evaluations(plan: Plan) -> int:
+    """About how many of each datapoint there will be."""
+    return 3 * plan.num_particles + 10 * plan.num_steps + 2 * plan.num_chains * plan.num_warmup + 2 * plan.num_draws
 
 
 def _with_second_opinion(
