@@ -39,6 +39,7 @@ evidence.* objectives.*
 evidence.choice
 diagnostics evidence objectives
 refining.base refining.mixing
+refining.chains
 refining.*
 refining.refine
 refining

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -225,6 +226,29 @@ class TestChains:
         assert not torch.equal(seen[0].scale_tril, seen[-1].scale_tril)
 
 
+@pytest.mark.usefixtures("float64")
+def test_nuts_draws_from_the_posterior_of_one_datapoint():
+    problem, x, _ = simulated(1)
+    far = problem.guide(shift=(1.5, -1.0), scale=(0.3, 0.2))
+    generators = torch.get_rng_state(), np.random.get_state()[1].copy()
+    found = pv.refine(
+        problem.model, far, x, method="nuts", num_draws=160, num_chains=2, num_warmup=30, num_particles=500
+    )
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert (np.random.get_state()[1] == generators[1]).all()
+    assert found.z["z"].shape == (160, 1, 2)
+    assert found.num_chains == 2
+    exact = problem.posterior(x)
+    allowed = 5 * problem.posterior_covariance.diagonal().sqrt() / found.ess.sqrt()
+    assert found.ess > 25
+    assert ((found.z["z"].mean(0) - exact.mean).abs() < allowed).all()
+    assert divergence(problem, x, found.z["z"]) < 0.15 < 5 < of_guide(problem, x, shift=(1.5, -1.0), scale=(0.3, 0.2))
+    assert (found.evidence.value - problem.log_evidence(x)).abs() < 5 * found.evidence.stderr
+    two = problem.sample(2, seed=0)
+    with pytest.raises(ConfigError, match=r"method='nuts': found 2 datapoints, expected one.*or use method='hmc'"):
+        pv.refine(problem.model, far, two, method="nuts")
+
+
 def test_chains_that_have_not_met_are_found_out():
     u = torch.randn(4, 100, 3, 2)
     u[0, :, 1, 0] += 3  # in another place
@@ -278,7 +302,7 @@ def test_what_it_says_of_itself():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "vi"}, "method='vi': expected one of hmc, sir, svi"),
+        ({"method": "vi"}, "method='vi': expected one of hmc, nuts, sir, svi"),
         ({"method": "svi", "family": "planar"}, "family='planar': expected one of diagonal, full, flow"),
         ({"num_steps": 3}, "num_steps=3: method='sir' has no such option; leave it out"),
         ({"method": "hmc", "num_draws": 10, "num_chains": 4}, "num_draws=10: expected at least 16, 4 of each chain"),

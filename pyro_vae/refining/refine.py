@@ -21,12 +21,14 @@ from ..traces import Program
 from .base import Method, Plan, Refinement
 from .chains import hmc
 from .mixing import FEWEST
+from .nuts import nuts
 from .sir import sir
 from .variational import svi
 
-METHODS: dict[str, Method] = {"hmc": hmc, "sir": sir, "svi": svi}
+METHODS: dict[str, Method] = {"hmc": hmc, "nuts": nuts, "sir": sir, "svi": svi}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "hmc": {"num_draws": 4000, "num_chains": 16, "num_warmup": 150},
+    "nuts": {"num_draws": 1000, "num_chains": 4, "num_warmup": 150},
     "sir": {"num_draws": 1000},
     "svi": {"num_draws": 1000, "num_steps": 200, "family": "full"},
 }
@@ -65,6 +67,11 @@ def refine(
     }
     plan = _plan(method, num_particles, {name: value for name, value in options.items() if value is not None})
     x = suited(as_batch(x), model, guide)
+    if method == "nuts" and len(x) > 1:
+        raise ConfigError(
+            f"method='nuts': found {len(x)} datapoints, expected one, since its chains run one after the other: refine "
+            "x[:1], or use method='hmc', which moves those of all datapoints together"
+        )
 
     def work(path: Path, span: slice, most: int) -> Refinement:
         return METHODS[method](path, most, plan)
