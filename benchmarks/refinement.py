@@ -36,7 +36,7 @@ BUDGETS: dict[str, list[dict[str, Any]]] = {
     "SVI, full": [{"method": "svi", "num_steps": num, "num_draws": 4000} for num in (5, 20, 80, 200)],
     "HMC": [
         {"method": "hmc", "num_warmup": warm_up, "num_draws": num}
-        for warm_up, num in ((15, 64), (60, 256), (150, 1024), (150, 4000))
+        for warm_up, num in ((15, 64), (60, 256), (150, 1024), (150, 4000), (300, 8000))
     ],
     "NUTS": [
         {"method": "nuts", "num_warmup": warm_up, "num_draws": num}
@@ -187,7 +187,7 @@ def digits(num: int, num_epochs: int) -> Problem:
     held_out = torch.cat([torch.as_tensor(part) for part in (images.x_test, images.x_train[trained_on:])])
     x = pv.data.Pixels(held_out, "static", max_value=images.max_value)[:num]
     torch.manual_seed(0)
-    vae = pv.presets.mlp_vae(data_shape=(8, 8), latent_dim=2, data_mean=x_train.mean)
+    vae = pv.presets.mlp_vae(data_shape=(8, 8), latent_dim=2, hidden=(64, 64), data_mean=x_train.mean)
     options = {"learning_rate": 3e-3, "schedule": "cosine", "progress": False}
     pv.fit(vae, x_train, num_epochs=num_epochs, batch_size=64, **options)
     return Problem("digits", vae.model, vae.guide, x, Grid(vae, x))

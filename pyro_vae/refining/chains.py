@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..evidence.annealing import Path, unvalidated
-from ..hmc import Evaluation, Info, State, init, kernel
+from ..evidence.refinement import inflation
+from ..hmc import Evaluation, Info, State, init, jump, kernel
 from ..local import Start, fitted, start_of
 from ..moments import Moments
 from .base import Plan, Refinement, implied_evidence, unknown, weighed
@@ -86,7 +87,8 @@ def hmc(path: Path, most: int, plan: Plan) -> Refinement:
     these are replaced by those in which the chains so far are; all along, each datapoint's step size follows the
     acceptance of its chains. Then all of that is frozen. A trajectory takes a quarter of a turn, which in a standard
     normal leads to an independent point, by equal steps that are no larger than what is accepted at four times in five;
-    its length is jittered by 15% for each chain and transition, so that none can go round in circles.
+    its length is jittered by 15% for each chain and transition, so that none can go round in circles. After each there
+    is a jump (:func:`~pyro_vae.hmc.jump`), by which chains in different modes change places.
     """
     density = path.density.require_guide()
     start = start_of(density, most)
@@ -116,10 +118,12 @@ def _warmed_up(
 
 
 def _moved(whitened: Whitened, state: State, log_size: Float[Tensor, " batch"]) -> tuple[State, Info]:
-    """A transition by trajectories of about a quarter of a turn."""
+    """A transition by trajectories of about a quarter of a turn, and then a jump."""
     num_steps = min(_MOST_STEPS, max(1, math.ceil(_QUARTER / log_size.median().exp().item() - 0.05)))
     size = log_size.exp().clamp(max=_QUARTER / num_steps) * (0.85 + 0.3 * torch.rand_like(state.log_density))
-    return kernel(whitened)(state, step_size=size, scale=torch.ones_like(state.position[0, 0]), num_steps=num_steps)
+    scale = torch.ones_like(state.position[0, 0])
+    state, info = kernel(whitened)(state, step_size=size, scale=scale, num_steps=num_steps)
+    return jump(whitened, state, scale=inflation(len(scale)))[0], info
 
 
 def from_chains(

@@ -53,10 +53,69 @@ def refine(
     max_bytes: int = 2**26,
     progress: bool = False,
 ) -> Refinement:
-    r"""Draw from the posterior of the given data, or closer to it than the guide does.
+    r"""Go from the encoder's answer for given data to draws that are closer to :math:`p(z \mid x)`, and say how much.
+
+    - ``"sir"``: sampling importance resampling, ``num_draws`` of ``num_particles`` draws of the guide by their weights.
+      Cheap, and as good as the guide's tails; ``verdict`` follows k-hat.
+    - ``"svi"``: the best member :math:`q^*` of a ``family`` for each datapoint, by ``num_steps`` of Adam on the ELBO
+      from the guide's answer; draws from it, and their log-weights.
+    - ``"hmc"``: Hamiltonian Monte Carlo, ``num_chains`` for each datapoint, all datapoints together. Draws of the
+      posterior itself, if the chains have met: R-hat.
+    - ``"nuts"``: Pyro's NUTS for one datapoint, started from the guide and in coordinates in which it is standard.
+
+    The gain, in nats per datapoint, is over the guide's ELBO :math:`\mathcal L(q)`:
+
+    .. math::
+        \text{svi:}\quad \mathcal L(q^*) - \mathcal L(q)
+        = \mathrm{KL}(q \,\|\, p(z \mid x)) - \mathrm{KL}(q^* \,\|\, p(z \mid x)), \qquad
+        \text{others:}\quad \log \hat p(x) - \mathcal L(q) \to \mathrm{KL}(q \,\|\, p(z \mid x)),
+
+    for svi on draws that had no part in the optimisation, both ELBOs from the same noise where the guide is Gaussian.
+    :math:`\log \hat p(x)` is the evidence that the refinement implies: for sir the log of the particles' mean weight,
+    on the particles that also give the ELBO; for the others importance sampling with ``num_particles`` fresh draws, a
+    tenth from the guide and the rest from the Gaussian of the refined draws' mean and covariance, made wider. Both are
+    lower bounds in expectation, so the gain errs low. ``gain_stderr`` is the Monte-Carlo error of all of it.
+
+    ``verdict`` speaks of the draws, ``evidence.verdict`` of the evidence. Chains are ``ok`` with R-hat up to 1.01 and
+    100 effective draws in every latent dimension, independent draws by their weights, as elsewhere. Up to ten latent
+    dimensions draws from the prior give a second opinion: a mode that the draws have not met makes them ``unreliable``.
 
     Arguments:
         model, guide: Any Pyro pair with one data plate and continuous local latents.
+        x: Data ``[n, ...]``, any array type.
+        method: ``"sir"``, ``"svi"``, ``"hmc"`` or ``"nuts"``.
+        num_draws: Draws per datapoint; of chains all together, rounded up to full chains. By default 1000, of hmc 4000:
+            R-hat of fewer is above 1.01 by chance.
+        num_particles: For sir, what there is to choose from; for the others, the draws behind evidence and ELBO.
+        num_chains: Per datapoint, by default 16 for hmc and 4 for nuts.
+        num_warmup: Transitions of each chain that find step size and coordinates and are thrown away; by default 150.
+        num_steps: Of svi, by default 200.
+        family: Of svi: ``"full"`` Gaussians by default, ``"diagonal"`` ones, or a ``"flow"``.
+        seed: Of all draws; torch's own generator is left as it is.
+        max_bytes: About how much memory a block of datapoints and particles may take.
+        progress: Show a progress bar on a terminal.
+
+    Errors:
+        ConfigError: for an unknown method, an option that the method does not have, numbers out of range, or several
+            datapoints for nuts.
+        DataError: for empty or non-finite data.
+        PairError: for a model and guide that are not such a pair, discrete latents, or a guide that draws from a point
+            mass.
+        StaleParamStoreError: if Pyro's store holds other values for the pair's parameters than its modules do.
+
+    References:
+        | Semi-Amortized Variational Autoencoders (Kim et al., 2018)  https://arxiv.org/abs/1802.02550
+        | MCMC Using Hamiltonian Dynamics (Neal, 2011)  https://arxiv.org/abs/1206.1901
+
+    Example:
+        >>> from pyro_vae.problems import linear_gaussian
+        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> x = problem.sample(3, seed=0)
+        >>> refined = refine(problem.model, problem.guide(shift=0.3), x, method="svi", num_steps=50)
+        >>> print(refined)  # doctest: +ELLIPSIS
+        Refinement by svi: gained 0.89 ± ... nats per datapoint ...; z [1000, 3, 1]; ESS at least ...; 100% ok
+        >>> bool((refined.z["z"].mean(0) - problem.posterior(x).mean).abs().max() < 0.05)
+        True
     """
     options = {
         "num_draws": num_draws,
