@@ -39,11 +39,9 @@ class TestLinearGaussian:
         ("method", "budgets", "last"),
         [
             ("sir", [{"num_particles": num} for num in (10, 100, 1000)], 0.2),
-            ("svi", [{"num_steps": num, "num_particles": 100} for num in (0, 10, 60)], 0.06),
-            ("svi", [{"num_steps": num, "num_particles": 100, "family": "diagonal"} for num in (0, 30)], 0.5),
-            ("hmc", [{"num_draws": 4 * num, "num_warmup": num, "num_particles": 100} for num in (16, 60, 180)], 0.006),
+            ("hmc", [{"num_draws": 4 * num, "num_warmup": num, "num_particles": 100} for num in (16, 40, 80)], 0.015),
         ],
-        ids=["sir", "svi, full", "svi, diagonal", "hmc"],
+        ids=["sir", "hmc"],
     )
     def test_kl_to_the_posterior_falls_with_the_budget(self, method, budgets, last):
         problem, guide = linear(), linear().guide(**BAD)
@@ -63,9 +61,16 @@ class TestLinearGaussian:
 
     def test_the_gain_of_svi_is_the_divergence_that_it_removes(self):
         problem, x = linear(), linear().sample(100, seed=0)
-        found = pv.refine(problem.model, problem.guide(**BAD), x, method="svi", num_particles=500)
+        few, more, found = (
+            pv.refine(problem.model, problem.guide(**BAD), x, method="svi", num_particles=300, num_steps=num)
+            for num in (0, 15, 150)
+        )
+        left = [divergence(problem, x, one.z["z"]).mean().item() for one in (few, more, found)]
+        assert left[0] > left[1] > left[2]
+        assert left[2] < 0.006
+        assert few.gain.abs().max() < 1e-9
         exact = of_guide(problem, x, **BAD)
-        assert_mean((found.gain - exact) / found.gain_stderr, 0.0, sd=1.0, slack=0.05)
+        assert_mean((found.gain - exact) / found.gain_stderr, 0.0, sd=1.0, slack=0.1)
         assert_not_mean((0.9 * found.gain - exact) / found.gain_stderr, 0.0, sd=1.0)
         assert 0.8 < ((found.gain - exact) / found.gain_stderr).std() < 1.25
         assert (found.evidence.verdict == "ok").all()
@@ -103,26 +108,36 @@ class TestLinearGaussian:
 
     def test_constrained_latents_come_back_where_they_live(self):
         model, guide = positive_pair()  # exam E1: the logarithm is N(0.8667, 1/3) in the posterior
-        chains = {"method": "hmc", "num_draws": 960, "num_warmup": 30, "num_particles": 100}
-        for options in ({"method": "sir"}, chains):
-            found = pv.refine(model, guide, torch.full((40,), 1.3), **options)
-            assert (found.z["scale"] > 0).all()
-            assert_mean(found.z["scale"].log().mean(0), 2.6 / 3, slack=2e-3)
-            assert_mean(found.z["scale"].log().var(0), 1 / 3, slack=5e-3)
+        options = {"method": "hmc", "num_chains": 32, "num_draws": 640, "num_warmup": 18, "num_particles": 100}
+        found = pv.refine(model, guide, torch.full((40,), 1.3), **options)
+        assert (found.z["scale"] > 0).all()
+        assert_mean(found.z["scale"].log().mean(0), 2.6 / 3)
+        assert_mean(found.z["scale"].log().var(0), 1 / 3)
 
     def test_a_mode_that_no_draw_has_met_makes_the_draws_unreliable(self):
-        def model(x):
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(0.0, 1.0))
-                pyro.sample("x", dist.Normal(z.square(), 0.1), obs=x)
-
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(x.sqrt(), 0.1))
-
-        found = pv.refine(model, guide, torch.full((5,), 2.0), method="svi", num_particles=1000)
+        model, narrow, _ = two_modes()
+        found = pv.refine(model, narrow, torch.full((5,), 2.0), method="svi", num_particles=1000)
         assert (found.verdict == "unreliable").all()
         assert all("part of the posterior was overlooked" in reason for reason in found.reason)
+
+
+def two_modes():
+    """A posterior of z or -z, a guide that knows one of them, and one that covers both."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.square(), 0.5), obs=x)
+
+    def narrow(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.sqrt(), 0.1))
+
+    def wide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.5))
+
+    return model, narrow, wide
 
 
 # Chains
@@ -152,7 +167,7 @@ def chains():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     problem, x, z = simulated(500)
-    options = {"method": "hmc", "num_warmup": 90, "num_particles": 500}
+    options = {"method": "hmc", "num_chains": 32, "num_draws": 3200, "num_warmup": 45, "num_particles": 500}
     found = pv.refine(problem.model, problem.guide(**BAD), x, **options)
     torch.set_default_dtype(before)
     return problem, x, z, found
@@ -165,21 +180,21 @@ class TestChains:
         assert 0.895 < coverage(problem, x, found.z["z"]) < 0.905
         low, high = interval(found.z["z"])
         assert 0.88 <= ((low < z) & (z < high)).double().mean() <= 0.92
-        unrefined = pv.draw_particles(problem.model, problem.guide(**BAD), x, num_particles=4000).z["z"]
+        unrefined = pv.draw_particles(problem.model, problem.guide(**BAD), x, num_particles=1000).z["z"]
         low, high = interval(unrefined)
         assert ((low < z) & (z < high)).double().mean() < 0.75
 
     def test_chains_agree_everywhere(self, chains):
         *_, found = chains
-        assert found.num_chains == 16
-        assert found.z["z"].shape == (4000, 500, 2)
+        assert found.num_chains == 32
+        assert found.z["z"].shape == (3200, 500, 2)
         assert found.r_hat.max() < 1.01
         assert found.ess.min() > 1000
         assert (found.verdict == "ok").all()
 
     def test_their_mean_and_covariance_are_those_of_the_posterior(self, chains):
         problem, x, _, found = chains
-        assert divergence(problem, x, found.z["z"]).mean() < 1.5 * 2.5 / 4000  # 2.5 / 4000 of exact draws
+        assert divergence(problem, x, found.z["z"]).mean() < 1.5 * 2.5 / 3200  # 2.5 / 3200 of exact draws
 
     def test_the_evidence_that_they_imply_is_log_p(self, chains):
         problem, x, _, found = chains
@@ -190,7 +205,7 @@ class TestChains:
         assert_mean(errors, 0.0, sd=1.0, slack=0.1)
         assert 0.85 < errors.std() < 1.15
         assert (found.evidence.verdict == "ok").all()
-        assert found.evidence.num_evaluations.min() > 16 * (90 + 250)
+        assert found.evidence.num_evaluations.min() > 32 * (45 + 100)
 
     def test_without_the_accept_step_they_are_too_wide(self, monkeypatch):
         def lax(log_density_fn):
@@ -206,9 +221,20 @@ class TestChains:
 
         problem, x, _ = simulated(50)
         monkeypatch.setattr(refining.chains, "kernel", lax)
-        options = {"method": "hmc", "num_draws": 1280, "num_warmup": 30, "num_particles": 100}
+        options = {"method": "hmc", "num_chains": 32, "num_draws": 1280, "num_warmup": 18, "num_particles": 100}
         found = pv.refine(problem.model, problem.guide(**BAD), x, **options)
         assert coverage(problem, x, found.z["z"]) > 0.905
+
+    def test_chains_change_modes_by_jumps_alone(self, monkeypatch):
+        model, _, wide = two_modes()
+        options = {"method": "hmc", "num_chains": 32, "num_draws": 1280, "num_warmup": 18, "num_particles": 100}
+        found = pv.refine(model, wide, torch.full((5,), 2.0), **options)
+        assert_mean((found.z["z"] > 0).double().mean(0), 0.5, slack=0.05)
+        assert found.r_hat.max() < 1.3
+        monkeypatch.setattr(refining.chains, "jump", lambda _, state, scale: (state, None))
+        found = pv.refine(model, wide, torch.full((5,), 2.0), **options | {"num_draws": 320})
+        assert found.r_hat.min() > 1.5
+        assert (found.verdict == "unreliable").all()
 
     def test_step_sizes_are_frozen_after_the_warm_up(self, monkeypatch):
         seen = []
@@ -232,17 +258,17 @@ def test_nuts_draws_from_the_posterior_of_one_datapoint():
     far = problem.guide(shift=(1.5, -1.0), scale=(0.3, 0.2))
     generators = torch.get_rng_state(), np.random.get_state()[1].copy()
     found = pv.refine(
-        problem.model, far, x, method="nuts", num_draws=160, num_chains=2, num_warmup=30, num_particles=500
+        problem.model, far, x, method="nuts", num_draws=120, num_chains=2, num_warmup=20, num_particles=500
     )
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert (np.random.get_state()[1] == generators[1]).all()
-    assert found.z["z"].shape == (160, 1, 2)
+    assert found.z["z"].shape == (120, 1, 2)
     assert found.num_chains == 2
     exact = problem.posterior(x)
     allowed = 5 * problem.posterior_covariance.diagonal().sqrt() / found.ess.sqrt()
-    assert found.ess > 25
+    assert found.ess > 10
     assert ((found.z["z"].mean(0) - exact.mean).abs() < allowed).all()
-    assert divergence(problem, x, found.z["z"]) < 0.15 < 4 < of_guide(problem, x, shift=(1.5, -1.0), scale=(0.3, 0.2))
+    assert divergence(problem, x, found.z["z"]) < 0.3 < 4 < of_guide(problem, x, shift=(1.5, -1.0), scale=(0.3, 0.2))
     assert (found.evidence.value - problem.log_evidence(x)).abs() < 5 * found.evidence.stderr
     two = problem.sample(2, seed=0)
     with pytest.raises(ConfigError, match=r"method='nuts': found 2 datapoints, expected one.*or use method='hmc'"):
@@ -265,17 +291,23 @@ def test_chains_that_have_not_met_are_found_out():
     assert mixing.judged(mixing.r_hat(u), mixing.effective_draws(u)).verdict[0] == "unreliable"
 
 
-@pytest.mark.parametrize("build", [conv, two_layer])
-def test_foreign_pairs(build):
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (conv, {"method": "svi", "num_steps": 2}),
+        (two_layer, {"method": "sir"}),
+        (two_layer, {"method": "hmc", "num_chains": 2, "num_warmup": 6}),
+    ],
+    ids=["conv, svi", "two_layer, sir", "two_layer, hmc"],
+)
+def test_foreign_pairs(build, options):
     model, guide, modules, x = build(num=6)
     before = {name: value.clone() for name, value in modules.state_dict().items()}
-    chains = {"method": "hmc", "num_chains": 2, "num_warmup": 6}
-    for options in ({"method": "sir"}, {"method": "svi", "num_steps": 2}, chains):
-        found = pv.refine(model, guide, x, num_draws=20, num_particles=40, **options)
-        assert {name: value.shape[:2] for name, value in found.z.items()} == dict.fromkeys(found.z, (20, 6))
-        assert found.gain.shape == found.ess.shape == (6,)
-        assert all(value.isfinite().all() for value in [*found.z.values(), found.gain, found.gain_stderr])
-        assert found.elbo.dtype == found.gain.dtype == torch.float64
+    found = pv.refine(model, guide, x, num_draws=20, num_particles=40, **options)
+    assert {name: value.shape[:2] for name, value in found.z.items()} == dict.fromkeys(found.z, (20, 6))
+    assert found.gain.shape == found.ess.shape == (6,)
+    assert all(value.isfinite().all() for value in [*found.z.values(), found.gain, found.gain_stderr])
+    assert found.elbo.dtype == found.gain.dtype == torch.float64
     assert not pyro.get_param_store().keys()
     assert all(torch.equal(value, before[name]) for name, value in modules.state_dict().items())
 

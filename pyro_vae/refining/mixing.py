@@ -55,9 +55,12 @@ def effective_draws(u: Float[Tensor, "chains draws batch latent"]) -> Float[Tens
 
 def _scores(u: Tensor) -> Tensor:
     """Normal scores of the ranks of all chains' draws together."""
-    flat = u.flatten(0, 1)
-    rank = flat.argsort(0).argsort(0).double() + 1
-    return torch.special.ndtri((rank - 0.375) / (len(flat) + 0.25)).reshape(u.shape)
+    order = u.flatten(0, 1).argsort(0)
+    rank = torch.arange(1, len(order) + 1, dtype=torch.float64, device=u.device)
+    scores = torch.special.ndtri((rank - 0.375) / (len(rank) + 0.25))
+    return (
+        torch.zeros_like(u.flatten(0, 1)).scatter_(0, order, scores[:, None, None].expand(order.shape)).reshape(u.shape)
+    )
 
 
 def judged(r_hats: Float[Tensor, " batch"], ess: Float[Tensor, " batch"]) -> Judgement:
