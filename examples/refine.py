@@ -52,12 +52,12 @@ def main() -> None:
     exact = pv.evidence.quadrature(*pair, x_test)
     gap = exact.value - pv.evidence.elbo(*pair, x_test, num_particles=1000).value
     print(
-        f"{len(x_test)} held-out digits: log p(x) - ELBO is {gap.mean():.3f} nats on average, at most {gap.max():.2f}"
+        f"{len(x_test)} held-out digits: log p(x) - ELBO is {gap.mean():.2f} nats on average, {gap.max():.2f} at most"
     )
     worst = gap.argsort(descending=True)[:4]
     x, exact = x_test[worst], exact.value[worst]
     svi = pv.refine(*pair, x, method="svi", num_steps=steps, num_draws=draws)
-    hmc = pv.refine(*pair, x, method="hmc", num_draws=draws)
+    hmc = pv.refine(*pair, x, method="hmc", num_draws=4 * draws)
     print(svi, hmc, sep="\n")
 
     axes = (figure := Figure(figsize=(12, 3.6), layout="constrained")).subplots(1, len(x))
