@@ -181,7 +181,7 @@ def linear_gaussian(num: int) -> Problem:
     return Problem("linear-Gaussian", problem.model, guide, x, Gaussian(problem, x))
 
 
-def digits(num: int, num_epochs: int) -> Problem:
+def digits(num: int, num_epochs: int, *, nodes: int = 401) -> Problem:
     images, trained_on = pv.data.load("digits"), 1294
     x_train = pv.data.Pixels(images.x_train[:trained_on], "dynamic", max_value=images.max_value)
     held_out = torch.cat([torch.as_tensor(part) for part in (images.x_test, images.x_train[trained_on:])])
@@ -190,7 +190,7 @@ def digits(num: int, num_epochs: int) -> Problem:
     vae = pv.presets.mlp_vae(data_shape=(8, 8), latent_dim=2, hidden=(64, 64), data_mean=x_train.mean)
     options = {"learning_rate": 3e-3, "schedule": "cosine", "progress": False}
     pv.fit(vae, x_train, num_epochs=num_epochs, batch_size=64, **options)
-    return Problem("digits", vae.model, vae.guide, x, Grid(vae, x))
+    return Problem("digits", vae.model, vae.guide, x, Grid(vae, x, num=nodes))
 
 
 COLUMNS = ("problem", "method", "budget", "KL", "exact", "in 90%", "R-hat", "ESS", "nats gained", "log p(x) off", "ok")

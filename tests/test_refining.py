@@ -1,5 +1,6 @@
 """Refinement: closer to exact posteriors with every further effort, and honest about how much closer."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vae as pv
+from benchmarks.refinement import BUDGETS, digits, examined, table
 from pyro_vae import hmc, refining
 from pyro_vae.errors import ConfigError, DataError, PairError
 from pyro_vae.refining import mixing
 from tests.statistics import assert_mean, assert_not_mean
+from tests.test_benchmarks import RESULTS
 from tests.test_exams import linear
 from tests.test_gaps import positive_pair
 from tests.test_objectives import conv, two_layer
@@ -361,3 +364,33 @@ def test_unusable_data_and_pairs_are_refused():
 
     with pytest.raises(PairError, match="point mass"):
         pv.refine(problem.model, point, torch.zeros(2, 1))
+
+
+# Digits, whose posteriors are known from a grid
+
+
+def test_draws_for_digits_come_closer_to_their_posteriors_on_a_grid():
+    problem = digits(20, 15, nodes=201)
+    budgets = {
+        "guide": {"method": "svi", "family": "diagonal", "num_steps": 0},
+        "svi": {"method": "svi", "num_steps": 30},
+        "hmc": {"method": "hmc", "num_chains": 32, "num_draws": 1920, "num_warmup": 18},
+    }
+    rows = [examined(problem, name, {"num_particles": 200, **options}, seed=0) for name, options in budgets.items()]
+    guide, svi, hmc = (row["kl"] - row["kl_of_exact_draws"] for row in rows)
+    assert guide > 1.5 * svi > 3 * hmc
+    assert 0.88 < rows[2]["coverage_90"] < 0.92
+    assert all(abs(row["evidence_minus_exact"]) < 5 * row["evidence_error"] for row in rows)
+    assert len(table(rows).splitlines()) == 5
+
+
+def test_the_record_shows_what_refinement_is_judged_by():
+    rows = json.loads((RESULTS / "refinement.json").read_text())["rows"]
+    for problem in ("linear-Gaussian", "digits"):
+        kinds = {name: [row for row in rows if (row["problem"], row["method"]) == (problem, name)] for name in BUDGETS}
+        for name, budgets in kinds.items():
+            assert len(budgets) == len(BUDGETS[name])
+            assert all(less["kl"] < more["kl"] for more, less in pairwise(budgets))
+        assert all(row["datapoints"] >= 500 for name in ("SIR", "SVI, full", "HMC") for row in kinds[name])
+        assert 0.88 < kinds["HMC"][-1]["coverage_90"] < 0.92
+        assert not 0.88 < kinds["guide"][0]["coverage_90"] < 0.92
