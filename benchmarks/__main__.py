@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pyro_vae.errors import PyroVaeError
 
-from . import bounds, digits_truth, evidence_cost, fifty_latents, gradient_cost, layers
+from . import bounds, digits_truth, evidence_cost, fifty_latents, gradient_cost, layers, refinement
 
 BENCHMARKS = {
     "bounds": bounds,
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "fifty_latents": fifty_latents,
     "gradient_cost": gradient_cost,
     "layers": layers,
+    "refinement": refinement,
 }
 INTERRUPTED = 130
 

@@ -18,6 +18,7 @@ __all__ = [
     "Incomplete",
     "Particles",
     "Prediction",
+    "Refinement",
     "__version__",
     "compare",
     "data",
@@ -41,6 +42,7 @@ __all__ = [
     "prior_predictive",
     "priors",
     "problems",
+    "refine",
     "save",
     "schedules",
     "simulation",
@@ -58,6 +60,7 @@ _HOMES = {
     "Incomplete": "missing",
     "Particles": "particles",
     "Prediction": "predictive",
+    "Refinement": "refining",
     "compare": "comparison",
     "draw_particles": "particles",
     "embed": "embedding",
@@ -68,6 +71,7 @@ _HOMES = {
     "posterior_predictive": "predictive",
     "predict": "predictive",
     "prior_predictive": "predictive",
+    "refine": "refining",
     "save": "checkpoint",
 }
 
@@ -98,6 +102,7 @@ if TYPE_CHECKING:
     from .missing import Incomplete
     from .particles import Particles, draw_particles
     from .predictive import Prediction, posterior_predictive, predict, prior_predictive
+    from .refining import Refinement, refine
     from .training import fit
     from .training_state import History
     from .vae import VAE

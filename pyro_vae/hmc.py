@@ -2,7 +2,7 @@ r"""Hamiltonian Monte Carlo for many chains at once: one transition, without mem
 
 from __future__ import annotations
 
-__all__ = ["Evaluation", "Info", "Kernel", "LogDensity", "State", "init", "kernel", "leapfrog"]
+__all__ = ["Evaluation", "Info", "Kernel", "LogDensity", "State", "init", "jump", "kernel", "leapfrog"]
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -85,6 +85,26 @@ def kernel(log_density_fn: LogDensity) -> Kernel:
         return _where(accepted, proposal, state), Info(accepted, acceptance)
 
     return transition
+
+
+def jump(log_density_fn: LogDensity, state: State, *, scale: float) -> tuple[State, Info]:
+    r"""To a point :math:`u' \sim \mathcal N(0, s^2 I)`, wherever the chain is, or not at all: one evaluation.
+
+    .. math:: \min\Big(1, \frac{\pi(u')}{\pi(u)} e^{(\|u'\|^2 - \|u\|^2) / (2 s^2)}\Big)
+
+    It leaves the density unchanged, too, and goes between modes that no trajectory connects, if the coordinates are
+    such that they are about where a standard normal has its mass.
+
+    References:
+        | Markov Chains for Exploring Posterior Distributions (Tierney, 1994)  https://doi.org/10.1214/aos/1176325750
+    """
+    position = scale * torch.randn_like(state.position)
+    proposal = State(position, *log_density_fn(position))
+    farther = (position.square() - state.position.square()).sum(-1) / (2 * scale**2)
+    change = proposal.log_density - state.log_density + farther
+    acceptance = torch.where(proposal.log_density.isfinite(), change.clamp(max=0).exp(), 0.0).nan_to_num(0.0)
+    accepted = torch.rand_like(acceptance) < acceptance
+    return _where(accepted, proposal, state), Info(accepted, acceptance)
 
 
 def leapfrog(

@@ -9,8 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def systematic(log_w: Float[Tensor, "particles batch"]) -> Int[Tensor, "particles batch"]:
+def systematic(log_w: Float[Tensor, "particles batch"], num: int | None = None) -> Int[Tensor, "chosen batch"]:
     r"""Indices of K draws from each datapoint's particles, by one uniform number and K equal steps.
+
+    K is ``num``, by default the number of particles.
 
     .. math:: i_k = \min \{ i : C_i > (k - 1 + U) / K \}, \qquad C_i = \sum_{j \le i} \tilde w_j
 
@@ -26,7 +28,8 @@ def systematic(log_w: Float[Tensor, "particles batch"]) -> Int[Tensor, "particle
         tensor([[0, 0],
                 [1, 0]])
     """
-    return _indices(log_w, torch.rand(1, log_w.shape[1], dtype=torch.float64, device=log_w.device))
+    offset = torch.rand(1, log_w.shape[1], dtype=torch.float64, device=log_w.device)
+    return _indices(log_w, offset, len(log_w) if num is None else num)
 
 
 def stratified(log_w: Float[Tensor, "particles batch"]) -> Int[Tensor, "particles batch"]:
@@ -37,11 +40,11 @@ def stratified(log_w: Float[Tensor, "particles batch"]) -> Int[Tensor, "particle
         tensor([[0, 0],
                 [1, 0]])
     """
-    return _indices(log_w, torch.rand(log_w.shape, dtype=torch.float64, device=log_w.device))
+    offsets = torch.rand(log_w.shape, dtype=torch.float64, device=log_w.device)
+    return _indices(log_w, offsets, len(log_w))
 
 
-def _indices(log_w: Tensor, offsets: Tensor) -> Tensor:
-    num = len(log_w)
+def _indices(log_w: Tensor, offsets: Tensor, num: int) -> Tensor:
     log_w = torch.where((log_w == -torch.inf).all(0), 0.0, log_w.double())
     reached = torch.softmax(log_w, 0).cumsum(0)
     reached = reached / reached[-1:]  # ends at 1 to the last digit, so that every place below 1 is inside

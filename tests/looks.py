@@ -36,6 +36,7 @@ def tensors_of(found):
     return [part for part in tree_leaves(found) if isinstance(part, torch.Tensor)]
 
 
+FEW = {"num_draws": 9, "num_particles": 11}
 CHAINS = {"num_particles": 2, "num_temperatures": 3, "num_steps": 1}
 
 # Name -> function of (model, guide, x); the model has one latent site z of two dimensions.
@@ -60,6 +61,9 @@ LOOKS = {
     "inference_gaps": gaps,
     "calibration": partial(calibration, num_draws=9),
     "aggregate_posterior": aggregate_posterior,
+    "refine by hmc": partial(pv.refine, **FEW, method="hmc", num_chains=2, num_warmup=3),
+    "refine by sir": partial(pv.refine, num_draws=9, num_particles=30),
+    "refine by svi": partial(pv.refine, **FEW, method="svi", num_steps=2),
     "simulate": lambda model, guide, x: simulate(model, x),
 }
 

@@ -39,6 +39,11 @@ evidence.sampling
 evidence.* objectives.*
 evidence.choice
 diagnostics evidence objectives
+refining.base refining.mixing
+refining.chains
+refining.*
+refining.refine
+refining
 checkpoint
 comparison evaluation plot.base training_state
 plot.pictures

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_vae.hmc import Evaluation, State, init, kernel, leapfrog
+from pyro_vae.hmc import Evaluation, State, init, jump, kernel, leapfrog
 from pyro_vae.resampling import stratified, systematic
 from tests.statistics import assert_mean, assert_not_mean
 
@@ -80,8 +80,13 @@ def moved(transition, num_transitions=6):
     return squared(state.position.flatten(0, 1)).nan_to_num(1.0)
 
 
-def test_the_density_stays_what_it_is():
-    assert_mean(moved(lambda state: step(state)[0]), exact_moments())
+def jumped(state):
+    return jump(quartic, state, scale=1.5)[0]
+
+
+@pytest.mark.parametrize("transition", [lambda state: step(state)[0], jumped], ids=["trajectory", "jump"])
+def test_the_density_stays_what_it_is(transition):
+    assert_mean(moved(transition), exact_moments())
 
 
 def without_the_accept_step(state):
@@ -103,7 +108,22 @@ def with_a_second_try(state):
     return init(position, quartic)
 
 
-@pytest.mark.parametrize("wrong", [without_the_accept_step, with_a_step_size_that_looks, with_a_second_try])
+def with_a_jump_that_forgets_from_where(state):
+    """Accepted by the ratio of the densities alone."""
+    position = 1.5 * torch.randn_like(state.position)
+    better = (quartic(position).log_density - state.log_density).exp() > torch.rand_like(state.log_density)
+    return init(torch.where(better[..., None], position, state.position), quartic)
+
+
+WRONG = [
+    without_the_accept_step,
+    with_a_step_size_that_looks,
+    with_a_second_try,
+    with_a_jump_that_forgets_from_where,
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_transitions_are_found_out(wrong):
     assert_not_mean(moved(wrong), exact_moments())
 

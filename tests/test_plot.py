@@ -559,6 +559,7 @@ def test_a_gap_of_one_datapoint_and_a_negative_part_can_be_drawn():
         "two channels",
         "no images",
         "more reconstructions than data",
+        "imputations of another number",
         "reconstructions of another size",
         "not the grid's number",
         "three latent dimensions",

@@ -83,13 +83,13 @@ class Path:
 
     def log_weights(self, u: Float[Tensor, "particles batch latent"]) -> Float[Tensor, "particles batch"]:
         r""":math:`\log p(x, u) - \log q_0(u)`, without gradients."""
-        self._note(u)
+        self.note(len(u))
         terms = self.density.terms(u, q=self.start == "guide")
         return (terms.log_w if self.start == "guide" else terms.log_likelihood).double()
 
     def _ends(self, u: Tensor) -> tuple[Tensor, ...]:
         """``log q0, log p`` and their gradients."""
-        self._note(u)
+        self.note(len(u))
         with torch.enable_grad(), unvalidated():
             u = u.detach().requires_grad_()
             terms = self.density.terms(u, q=self.start == "guide")
@@ -101,10 +101,11 @@ class Path:
         first, second = first.detach(), second.detach()
         return (first, second, up, on) if self.start == "guide" else (first, first + second, up, up + on)
 
-    def _note(self, u: Tensor) -> None:
-        self.num_evaluations += len(u)
+    def note(self, num: int) -> None:
+        """So many further evaluations of each datapoint."""
+        self.num_evaluations += num
         if self._told is not None:
-            self._told(u.shape[0] * u.shape[1])
+            self._told(num * len(self.density.x))
 
 
 def reheated(state: State, beta: float) -> State:

@@ -2,7 +2,7 @@ r"""Importance sampling."""
 
 from __future__ import annotations
 
-__all__ = ["importance"]
+__all__ = ["importance", "of_weights"]
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..moments import TailMoments
 from ..traces import Program
 from .base import LogEvidence
 from .drawing import Proposal
-from .sampling import Estimate, from_weights
+from .sampling import Estimate, from_draws, from_weights
 
 
 def importance(
@@ -102,6 +102,20 @@ def importance(
         max_bytes=max_bytes,
         progress=progress,
     )
+
+
+def of_weights(log_w: Float[Tensor, "particles batch"], *, pilot: int = 0) -> LogEvidence:
+    r"""The estimate from log-weights that are there already, without a second opinion.
+
+    Arguments:
+        log_w: :math:`\log p(x, z) - \log r(z \mid x)` at draws from r.
+        pilot: Evaluations of each datapoint before these draws.
+
+    Example:
+        >>> of_weights(torch.zeros(100, 2)).value
+        tensor([0., 0.], dtype=torch.float64)
+    """
+    return from_draws(_mean, "lower", log_w, pilot=pilot)
 
 
 def _mean(weights: TailMoments, smoothed: Float[Tensor, "tail batch"]) -> Estimate:

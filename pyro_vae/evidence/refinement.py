@@ -2,7 +2,7 @@ r"""A proposal of the evaluator's own: for each datapoint the Gaussian with the 
 
 from __future__ import annotations
 
-__all__ = ["REFINEMENT_EVALUATIONS", "Refined", "inflation", "refined"]
+__all__ = ["REFINEMENT_EVALUATIONS", "Refined", "inflation", "mixture_weights", "refined"]
 
 import math
 from collections.abc import Callable
@@ -52,14 +52,15 @@ class Refined(NamedTuple):
             span = slice(start, min(start + each, len(rows)))
             density, member = Density(self.model, self.guide, self.x[rows[span]]), self._member(rows[span])
             for size in even_blocks(num, max(10, self.fits // (span.stop - start))):
-                yield span, _mixture_weights(density, member, size)
+                yield span, mixture_weights(density, member, size)
 
     def _member(self, rows: Rows) -> Full:
         places = self.places[rows]
         return Full(self.loc[places], self.scale_tril[places])
 
 
-def _mixture_weights(density: Density, member: Full, num: int) -> Float[Tensor, "particles batch"]:
+def mixture_weights(density: Density, member: Full, num: int) -> Float[Tensor, "particles batch"]:
+    """Of ``num`` draws from the mixture of the guide and the member."""
     from_guide = minority(num)
     noise = torch.randn(num - from_guide, *member.loc.shape).to(member.loc)
     u = torch.cat([density.draw(from_guide), member.draw(noise, member.parameters)[0]])

@@ -2,7 +2,7 @@ r"""From importance weights to an answer with an error bar and a verdict."""
 
 from __future__ import annotations
 
-__all__ = ["Estimate", "from_weights"]
+__all__ = ["Estimate", "from_draws", "from_weights"]
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -69,6 +69,16 @@ def from_weights(
     rows, found = zip(*parts, strict=True)
     whole = LogEvidence.joined(found, torch.cat(rows).argsort())
     return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)
+
+
+def from_draws(
+    estimate: Estimator, side: Literal["lower", "point"], log_w: Float[Tensor, "particles batch"], *, pilot: int
+) -> LogEvidence:
+    """Summarise, estimate and judge weights that are there already, after ``pilot`` evaluations of each datapoint."""
+    rows = torch.arange(log_w.shape[1], device=log_w.device)
+    weights = TailMoments.of(log_w, capacity=min(len(log_w), max(tail_size(len(log_w)) + 1, _SMALLEST_TAIL)))
+    ((_, found),) = _parts(Pool(rows, weights, pilot), estimate, side)
+    return found
 
 
 def _parts(pool: Pool, estimate: Estimator, side: Literal["lower", "point"]) -> Iterator[tuple[Tensor, LogEvidence]]:

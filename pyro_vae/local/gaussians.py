@@ -2,7 +2,7 @@ r"""The Gaussian that a guide is, or the one most like it."""
 
 from __future__ import annotations
 
-__all__ = ["Start", "start_of"]
+__all__ = ["Start", "fitted", "start_of"]
 
 import math
 from typing import NamedTuple
@@ -49,11 +49,27 @@ def _by_draws(density: Density, near: Float[Tensor, "batch latent"], most: int) 
         total += away.sum(0)
         squares += torch.einsum("kbi,kbj->bij", away, away)
     mean = total / _MANY
-    covariance = squares / _MANY - mean[..., None] * mean[..., None, :]
+    return Start(near + mean, _factor(squares / _MANY - mean[..., None] * mean[..., None, :]), False)
+
+
+@torch.no_grad()
+def fitted(u: Float[Tensor, "particles batch latent"], start: Start) -> Start:
+    """The Gaussian of the mean and covariance of draws, both found in the coordinates in which ``start`` is standard.
+
+    There the covariance is shrunk towards its diagonal, so that few draws will do, and a ``start`` that already has the
+    correlations keeps them.
+    """
+    noise = start.noise(u)
+    mean = noise.mean(0)
+    factor = _factor(torch.einsum("kbi,kbj->bij", noise - mean, noise - mean) / len(noise))
+    return Start(start.loc + (start.scale_tril @ mean[..., None])[..., 0], start.scale_tril @ factor, False)
+
+
+def _factor(covariance: Float[Tensor, "batch latent latent"]) -> Float[Tensor, "batch latent latent"]:
+    """Its Cholesky factor, slightly shrunk towards the diagonal; nan, for no answer, where there is none."""
     diagonal = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
     factor, failed = torch.linalg.cholesky_ex((1 - _SHRINK) * covariance + _SHRINK * diagonal)  # in many dimensions too
-    scale_tril = factor.masked_fill((failed != 0)[:, None, None], torch.nan)  # of that datapoint there is no answer
-    return Start(near + mean, scale_tril, False)
+    return factor.masked_fill((failed != 0)[:, None, None], torch.nan)
 
 
 def _by_slopes(density: Density, u: Float[Tensor, "particles batch latent"]) -> Start | None:

@@ -1,0 +1,150 @@
+r"""Hamiltonian Monte Carlo for many datapoints at once, in coordinates in which each posterior is nearly standard."""
+
+from __future__ import annotations
+
+__all__ = ["Whitened", "from_chains", "hmc"]
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..evidence.annealing import Path, unvalidated
+from ..evidence.refinement import inflation
+from ..hmc import Evaluation, Info, State, init, jump, kernel
+from ..local import Start, fitted, start_of
+from ..moments import Moments
+from .base import Plan, Refinement, implied_evidence, unknown, weighed
+from .mixing import effective_draws, judged, r_hat
+
+_ACCEPTANCE = 0.8
+_WINDOWS = 3  # of the warm-up: after each but the last the coordinates are found anew
+_QUARTER = math.pi / 2  # of a turn, after which a standard normal has forgotten where it was
+_MOST_STEPS = 16  # of a trajectory, however small they have to be
+
+
+class Whitened(NamedTuple):
+    r"""The posterior's log-density of :math:`v` in :math:`u = m_b + L_b v`, up to a constant for each datapoint."""
+
+    path: Path
+    start: Start
+    """Of :math:`m_b` and :math:`L_b`."""
+    most: int
+
+    def __call__(self, v: Float[Tensor, "particles batch latent"]) -> Evaluation:
+        pieces = [self._evaluated(piece) for piece in v.split(self.most)]
+        return Evaluation(torch.cat([one for one, _ in pieces]), torch.cat([slope for _, slope in pieces]))
+
+    def points(self, v: Float[Tensor, "particles batch latent"]) -> Float[Tensor, "particles batch latent"]:
+        """Where v is in the pair's unconstrained coordinates."""
+        return self.start.loc + torch.einsum("bij,kbj->kbi", self.start.scale_tril, v)
+
+    def begin(self, u: Float[Tensor, "particles batch latent"]) -> State:
+        """Chains at u."""
+        return init(self.start.noise(u), self)
+
+    def _evaluated(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.path.note(len(v))
+        with torch.enable_grad(), unvalidated():
+            v = v.detach().requires_grad_()
+            log_p = self.path.density.terms(self.points(v), q=False).log_p
+            (slope,) = torch.autograd.grad(log_p.sum(), v)
+        return log_p.detach(), slope
+
+
+class StepSize(NamedTuple):
+    r"""Dual averaging of each datapoint's step size, until its chains accept what they should on average.
+
+    References:
+        | The No-U-Turn Sampler (Hoffman & Gelman, 2014)  https://arxiv.org/abs/1111.4246
+    """
+
+    anchor: Float[Tensor, " batch"]
+    log_size: Float[Tensor, " batch"]
+    average: Float[Tensor, " batch"]
+    error: Float[Tensor, " batch"]
+    num_told: int
+
+    @classmethod
+    def near(cls, log_size: Float[Tensor, " batch"]) -> StepSize:
+        return cls(log_size, log_size, log_size, torch.zeros_like(log_size), 0)
+
+    def told(self, acceptance: Float[Tensor, " batch"]) -> StepSize:
+        """The next, after chains that accepted so much."""
+        num = self.num_told + 1
+        error = self.error + (_ACCEPTANCE - acceptance - self.error) / (num + 10)
+        log_size = (self.anchor - math.sqrt(num) / 0.05 * error).clamp(max=math.log(_QUARTER))
+        average = self.average + num**-0.75 * (log_size - self.average)
+        return StepSize(self.anchor, log_size, average, error, num)
+
+
+def hmc(path: Path, most: int, plan: Plan) -> Refinement:
+    r"""Chains for every datapoint, from draws of the guide, all moved together by :func:`~pyro_vae.hmc.kernel`.
+
+    They run in coordinates in which the guide, as a Gaussian, is standard. A third and two thirds through the warm-up
+    these are replaced by those in which the chains so far are; all along, each datapoint's step size follows the
+    acceptance of its chains. Then all of that is frozen. A trajectory takes a quarter of a turn, which in a standard
+    normal leads to an independent point, by equal steps that are no larger than what is accepted at four times in five;
+    its length is jittered by 15% for each chain and transition, so that none can go round in circles. After each there
+    is a jump (:func:`~pyro_vae.hmc.jump`), by which chains in different modes change places.
+    """
+    density = path.density.require_guide()
+    start = start_of(density, most)
+    whitened, state, log_size = _warmed_up(Whitened(path, start, most), path.draw(plan.num_chains), plan.num_warmup)
+    drawn = []
+    for _ in range(plan.draws_per_chain):
+        state, _ = _moved(whitened, state, log_size)
+        drawn.append(whitened.points(state.position))
+    return from_chains("hmc", path, torch.stack(drawn, 1), most, plan)
+
+
+def _warmed_up(
+    whitened: Whitened, u: Float[Tensor, "chains batch latent"], num_warmup: int
+) -> tuple[Whitened, State, Float[Tensor, " batch"]]:
+    """Coordinates, chains and step sizes, none of which depends on any later transition."""
+    log_size = u.new_full(u.shape[1:2], -0.25 * math.log(u.shape[-1]))
+    for window in range(_WINDOWS):
+        state, sizes, seen = whitened.begin(u), StepSize.near(log_size), []
+        for _ in range(num_warmup // _WINDOWS):
+            state, info = _moved(whitened, state, sizes.log_size)
+            sizes = sizes.told(info.acceptance.mean(0))
+            seen.append(whitened.points(state.position))
+        log_size, u = sizes.average, whitened.points(state.position)
+        if window < _WINDOWS - 1 and seen:
+            whitened = whitened._replace(start=fitted(torch.cat(seen[len(seen) // 2 :]), whitened.start))
+    return whitened, whitened.begin(u), log_size
+
+
+def _moved(whitened: Whitened, state: State, log_size: Float[Tensor, " batch"]) -> tuple[State, Info]:
+    """A transition by trajectories of about a quarter of a turn, and then a jump."""
+    num_steps = min(_MOST_STEPS, max(1, math.ceil(_QUARTER / log_size.median().exp().item() - 0.05)))
+    size = log_size.exp().clamp(max=_QUARTER / num_steps) * (0.85 + 0.3 * torch.rand_like(state.log_density))
+    scale = torch.ones_like(state.position[0, 0])
+    state, info = kernel(whitened)(state, step_size=size, scale=scale, num_steps=num_steps)
+    return jump(whitened, state, scale=inflation(len(scale)))[0], info
+
+
+def from_chains(
+    method: str, path: Path, u: Float[Tensor, "chains draws batch latent"], most: int, plan: Plan
+) -> Refinement:
+    """What draws of chains say, and what they imply for the evidence."""
+    r, ess, flat = r_hat(u), effective_draws(u), u.flatten(0, 1)
+    evidence = implied_evidence(path, flat, start_of(path.density, most), most, plan.num_particles)
+    elbo = Moments.of(weighed(path, plan.num_particles, most)[1])
+    return Refinement(
+        method=method,
+        z=path.density.values(flat),
+        log_w=torch.zeros_like(flat[..., 0]),
+        num_chains=len(u),
+        r_hat=r,
+        ess=ess,
+        pareto_k=unknown(ess),
+        judgement=judged(r, ess),
+        evidence=evidence,
+        elbo=elbo.mean,
+        elbo_stderr=elbo.stderr,
+        gain=evidence.value - elbo.mean,
+        gain_stderr=torch.hypot(evidence.stderr, elbo.stderr),
+    )
