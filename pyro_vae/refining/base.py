@@ -72,7 +72,7 @@ class Refinement(NamedTuple):
         first = parts[0]
         z = {name: torch.cat([part.z[name] for part in parts], 1) for name in first.z}
         evidence = LogEvidence.joined([part.evidence for part in parts])
-        judgement = Judgement(*map(np.concatenate, zip(*(part.judgement for part in parts), strict=True)))
+        judgement = Judgement.joined([part.judgement for part in parts])
         log_w = torch.cat([part.log_w for part in parts], 1)
         rest = ("r_hat", "ess", "pareto_k", "elbo", "elbo_stderr", "gain", "gain_stderr")
         numbers = {name: torch.cat([getattr(part, name) for part in parts]) for name in rest}

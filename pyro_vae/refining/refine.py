@@ -112,7 +112,7 @@ def refine(
         >>> x = problem.sample(3, seed=0)
         >>> refined = refine(problem.model, problem.guide(shift=0.3), x, method="svi")
         >>> print(refined)  # doctest: +ELLIPSIS
-        Refinement by svi: gained 0.89 ± ... nats per datapoint ...; z [1000, 3, 1]; ESS at least ...; 100% ok
+        Refinement by svi: gained 0.92 ± ... nats per datapoint ...; z [1000, 3, 1]; ESS at least ...; 100% ok
         >>> bool((refined.z["z"].mean(0) - problem.posterior(x).mean).abs().max() < 0.05)
         True
     """
