@@ -63,7 +63,6 @@ LOOKS = {
     "aggregate_posterior": aggregate_posterior,
     "refine by hmc": partial(pv.refine, **FEW, method="hmc", num_chains=2, num_warmup=3),
     "refine by sir": partial(pv.refine, num_draws=9, num_particles=30),
-    "refine by svi": partial(pv.refine, **FEW, method="svi", num_steps=2),
     "simulate": lambda model, guide, x: simulate(model, x),
 }
 
