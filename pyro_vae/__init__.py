@@ -46,6 +46,8 @@ __all__ = [
     "save",
     "schedules",
     "simulation",
+    "to_arviz",
+    "to_datatree",
     "weights",
 ]
 
@@ -73,6 +75,8 @@ _HOMES = {
     "prior_predictive": "predictive",
     "refine": "refining",
     "save": "checkpoint",
+    "to_arviz": "export",
+    "to_datatree": "export",
 }
 
 if TYPE_CHECKING:
@@ -97,6 +101,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, compare
     from .embedding import embed
     from .evaluation import Evaluation, evaluate
+    from .export import to_arviz, to_datatree
     from .hierarchical import HierarchicalVAE
     from .imputation import Imputation, impute
     from .missing import Incomplete

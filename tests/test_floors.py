@@ -30,7 +30,7 @@ local.families nodes predictive simulation
 local.gaussians
 local.optimum
 local
-imputation
+export imputation
 diagnostics.base diagnostics.mixtures evidence.base evidence.boxes objectives.gradients objectives.module
 diagnostics.predictability evidence.annealing evidence.proposals objectives.surrogates
 evidence.refinement evidence.second_opinion

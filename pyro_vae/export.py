@@ -1,0 +1,225 @@
+r"""A pair's draws with their labels, for ArviZ: the only room that knows of it, and of xarray."""
+
+from __future__ import annotations
+
+__all__ = ["to_arviz", "to_datatree"]
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from .density import Density
+from .errors import ConfigError, PairError, require_count
+from .inspection import untouched
+from .modules import data_for
+from .pareto import pareto_k
+from .particles import draw_particles
+from .predictive import prior_predictive, replicates
+from .probing import vectorizes
+from .resampling import systematic
+from .sites import Sites, particle_plate, weigh, with_values
+from .traces import Program, replay, trace
+from .weights import ess
+
+
+def to_datatree(
+    *pair_and_x: Any,
+    num_draws: int = 1000,
+    draws: Any = None,
+    resampled: bool = False,
+    seed: int = 0,
+) -> xr.DataTree:
+    r"""What a pair says of data, as an :class:`xarray.DataTree` of ArviZ's groups; xarray alone is needed.
+
+    ===================== ==============================================================================================
+    ``posterior``         the latent sites, ``[chain, draw, observation, ...]``
+    ``sample_stats``      ``log_w``, ``log_prior`` and ``log_q`` of each draw, ``[chain, draw, observation]``, in nats;
+                          for each observation k-hat of the weights and the effective number of draws
+    ``log_likelihood``    ``log p(x | z)`` by observed site and ``marginal``, log p(x), ``[chain, draw, observation]``
+    ``posterior_predictive`` ``prior`` ``prior_predictive`` ``observed_data``
+                          replicates of x, draws of z and x from the model, and the data
+    ===================== ==============================================================================================
+
+    Draws are from the guide, so that the posterior is told by them *and* their weights,
+    :math:`\log w = \log p(x, z) - \log q(z \mid x)`; ``resampled`` ones, and those of a refinement by chains, count the
+    same. There are two log-likelihoods. Of ``x`` given its own z, leave-one-out by reweighting is a harmonic mean of
+    infinite variance, whatever ArviZ's k-hat is of it: with parameters held, nothing but its own z is known of x.
+    What is meant is :math:`\log p(x)`, so ``az.loo(data, var_name="marginal")`` and ``az.compare`` are to be asked for
+    that: each draw of ``marginal`` is a bootstrap replicate of its importance-sampling estimate. ArviZ 1.x's
+    ``loo_approximate_posterior`` takes ``log_p = log_prior + log_likelihood`` and ``log_q``. For a number with an error
+    bar, a direction and a verdict there is :mod:`pyro_vae.evidence`.
+
+    Dimensions and coordinates of a pandas DataFrame or an xarray DataArray are kept; the first dimension is else called
+    ``observation`` and the others ``x_dim_0``, ``x_dim_1``, ...; those of a latent site ``z_dim_0``.
+
+    Arguments:
+        pair_and_x: A VAE, or anything else with ``.model`` and ``.guide``, and data; or a model, a guide, and data.
+        num_draws: Of each group.
+        draws: A :class:`~pyro_vae.Refinement` of the same data, whose draws are taken instead of the guide's.
+        resampled: Draw from the weighted draws, so that all count the same.
+        seed: The draws depend on it alone; torch's own generator is left as it is.
+
+    Errors:
+        ConfigError: for arguments that are no pair and data, or a refinement of other data.
+        DataError, PairError: As for :func:`pyro_vae.draw_particles`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,))
+        >>> tree = pv.to_datatree(vae, torch.zeros(3, 6), num_draws=50)
+        >>> dict(tree["posterior"]["z"].sizes)
+        {'chain': 1, 'draw': 50, 'observation': 3, 'z_dim_0': 2}
+    """
+    model, guide, data = _pair_and_x(pair_and_x)
+    x = data_for(data, model, guide)
+    labels = _labels(data, x)
+    with untouched(model, guide, seed=(seed, "export")):
+        own = draw_particles(model, guide, x, num_particles=require_count("num_draws", num_draws))
+        chains, z, log_w = (1, own.z, own.log_w) if draws is None else _of_refinement(draws, x)
+        if resampled:
+            chosen = systematic(log_w), torch.arange(len(x), device=x.device)
+            z, log_w = {name: value[chosen] for name, value in z.items()}, torch.zeros_like(log_w)
+        sites = _scored(model, guide, x, z)
+        again = replicates(model, z, x, vectorizes(model, guide, (x,), {}))
+        values = dict.fromkeys(again, x) if len(again) == 1 else Density(model, guide, x).observed()
+        prior = _prior(model, num_draws)
+        marginal = _replicated(own.log_w, len(log_w))
+    stats = {"log_w": log_w, "log_prior": _sum(sites.log_prior), "log_q": _sum(sites.log_q)}
+    observed = {name: labels.over(name, value, x) for name, value in values.items()}
+    groups: dict[str, dict[str, Any]] = {
+        "posterior": {name: _array(value, chains, [labels.first, *_dims(name, value, 2)]) for name, value in z.items()},
+        "sample_stats": {name: _array(value, chains, [labels.first]) for name, value in stats.items()}
+        | {
+            name: ([labels.first], value.cpu().numpy())
+            for name, value in {"pareto_k": pareto_k(stats["log_w"]), "ess": ess(stats["log_w"])}.items()
+        },
+        "log_likelihood": {
+            name: _array(value, chains, [labels.first])
+            for name, value in {**sites.log_likelihood, "marginal": marginal}.items()
+        },
+        "posterior_predictive": {
+            name: _array(value, chains, [labels.first, *observed[name]]) for name, (value, _) in again.items()
+        },
+        "prior": {name: _array(prior[name], 1, _dims(name, prior[name], 1)) for name in z if name in prior},
+        "prior_predictive": {name: _array(prior[name], 1, observed[name]) for name in again if name in prior},
+        "observed_data": {
+            name: ([labels.first, *observed[name]], value.cpu().numpy()) for name, value in values.items()
+        },
+    }
+    made_by = {"inference_library": "pyro_vae", "draws": "guide" if draws is None else draws.method}
+    return xr.DataTree.from_dict(
+        {
+            name: xr.Dataset(variables, coords=labels.coords(variables), attrs=made_by)
+            for name, variables in groups.items()
+            if variables
+        }
+    )
+
+
+def to_arviz(*pair_and_x: Any, num_draws: int = 1000, draws: Any = None, resampled: bool = False, seed: int = 0) -> Any:
+    """:func:`to_datatree` as what the installed ArviZ works with: ``InferenceData`` of 0.23, the tree itself of 1.x.
+
+    Arguments:
+        pair_and_x, num_draws, draws, resampled, seed: As for :func:`to_datatree`.
+    """
+    import arviz as az
+
+    tree = to_datatree(*pair_and_x, num_draws=num_draws, draws=draws, resampled=resampled, seed=seed)
+    return az.from_datatree(tree) if hasattr(az, "from_datatree") else tree
+
+
+class _Labels(NamedTuple):
+    """The names of the data's dimensions, and the coordinates that are known."""
+
+    first: str
+    rest: list[str]
+    known: dict[str, Any]
+
+    def over(self, name: str, value: Tensor, x: Tensor) -> list[str]:
+        """The dimensions of an observed site after the first: those of the data, if it has them."""
+        return self.rest if value.shape[1:] == x.shape[1:] else _dims(name, value, 1)
+
+    def coords(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """The coordinates of the dimensions that the variables have."""
+        sizes = {dim: size for dims, values in variables.values() for dim, size in zip(dims, values.shape, strict=True)}
+        return {dim: self.known.get(dim, np.arange(size)) for dim, size in sizes.items()}
+
+
+def _labels(data: Any, x: Tensor) -> _Labels:
+    if isinstance(data, xr.DataArray):
+        dims = [str(dim) for dim in data.dims]
+        known = {dim: data.coords[dim].values for dim in dims if dim in data.coords}
+    elif hasattr(data, "columns") and hasattr(data, "index"):  # a pandas DataFrame
+        dims = [str(data.index.name or "observation"), str(data.columns.name or "feature")]
+        known = {dims[0]: np.asarray(data.index), dims[1]: np.asarray(data.columns)}
+    else:
+        dims, known = ["observation", *(f"x_dim_{place}" for place in range(x.ndim - 1))], {}
+    if clash := sorted({"chain", "draw"} & {*dims}):
+        raise ConfigError(f"x has dimensions called {clash}, which are the draws' own here: rename them")
+    return _Labels(dims[0], dims[1:], known)
+
+
+def _pair_and_x(given: tuple[Any, ...]) -> tuple[Program, Program, Any]:
+    if len(given) == 3 and callable(given[0]) and callable(given[1]):
+        return given
+    if len(given) == 2:
+        pair, x = given
+        found: Any = pair if isinstance(pair, (tuple, list)) else [getattr(pair, it, None) for it in ("model", "guide")]
+        if len(found) == 2 and all(map(callable, found)):
+            return found[0], found[1], x
+    raise ConfigError(
+        f"expected (vae, x) or (model, guide, x), found {', '.join(type(part).__name__ for part in given)}"
+    )
+
+
+def _of_refinement(draws: Any, x: Tensor) -> tuple[int, dict[str, Tensor], Tensor]:
+    """How many chains there are, their draws, and the log-weights of these."""
+    if (found := draws.log_w.shape[1]) != len(x):
+        raise ConfigError(f"draws: found a refinement of {found} datapoints, expected one of the {len(x)} in x")
+    return draws.num_chains, draws.z, draws.log_w
+
+
+def _replicated(log_w: Tensor, num: int) -> Tensor:
+    """Bootstrap replicates ``[num, batch]`` of the importance-sampling estimate of log p(x)."""
+    counts = torch.distributions.Multinomial(len(log_w), torch.ones(len(log_w), dtype=torch.float64)).sample((num,))
+    largest = log_w.double().amax(0)
+    mean = counts.to(log_w.device) @ (log_w.double() - largest).exp() / len(log_w)
+    return mean.clamp(min=torch.finfo(torch.float64).tiny).log() + largest
+
+
+def _scored(model: Program, guide: Program, x: Tensor, z: dict[str, Tensor]) -> Sites:
+    """The densities of model and guide at these draws, site by site."""
+    num, vectorized = len(next(iter(z.values()))), vectorizes(model, guide, (x,), {})
+    start = trace(guide, (x,), {})
+    if num > 1 and vectorized.guide:
+        with particle_plate(num):
+            drawn = [replay(guide, with_values(start, z), (x,), {})]
+    else:
+        each = [{name: value[k] for name, value in z.items()} for k in range(num)]
+        drawn = [replay(guide, with_values(start, one), (x,), {}) for one in each]
+    return weigh(model, drawn, (x,), {}, num, vectorized)
+
+
+def _prior(model: Program, num: int) -> dict[str, Tensor]:
+    """Draws from a model that generates; of others, nothing."""
+    try:
+        return prior_predictive(model, num)
+    except PairError:
+        return {}
+
+
+def _sum(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack([*terms.values()]).sum(0)
+
+
+def _dims(name: str, value: Tensor, leading: int) -> list[str]:
+    return [f"{name}_dim_{place}" for place in range(value.ndim - leading)]
+
+
+def _array(value: Tensor, num_chains: int, dims: list[str]) -> tuple[list[str], np.ndarray]:
+    """Draws, the first chain's first, as chains of draws."""
+    array = value.detach().cpu().numpy()
+    return ["chain", "draw", *dims], array.reshape(num_chains, -1, *array.shape[1:])

@@ -1,0 +1,68 @@
+"""What ArviZ makes of an export, in a process of its own and for whichever ArviZ is on its path."""
+
+import sys
+import warnings
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+import pyro_vae as pv
+
+
+def main(folder):
+    mpl.use("Agg")
+    torch.set_default_dtype(torch.float64)
+    problem = pv.problems.linear_gaussian(W=[[1.0, 0.3], [0.5, -1.0], [0.0, 2.0]], scale=0.7)
+    x, pair = problem.sample(30, seed=0), (problem.model, problem.guide(inflate=1.3))
+    exact = problem.log_evidence(x).sum().item()
+    tree = pv.to_datatree(*pair, x, num_draws=1000)
+    assert "arviz" not in sys.modules, "the tree needs xarray alone"
+
+    warnings.simplefilter("ignore")  # what ArviZ says of itself at import, and of k-hat below
+    import arviz as az
+
+    data = pv.to_arviz(*pair, x, num_draws=1000)
+    equal = pv.to_arviz(*pair, x, num_draws=1000, resampled=True)
+    for group in ("posterior", "sample_stats", "log_likelihood", "posterior_predictive", "prior", "observed_data"):
+        for name, values in tree[group].data_vars.items():
+            assert np.array_equal(values.values, data[group][name].values, equal_nan=True), (group, name)
+
+    def elpd(found):
+        return float(found.elpd_loo if hasattr(found, "elpd_loo") else found.elpd)
+
+    error = pv.evidence.importance(*pair, x, num_particles=1000).stderr.square().sum().sqrt().item()
+    assert abs(elpd(az.loo(data, var_name="marginal")) - exact) < 5 * error
+    assert abs(elpd(az.loo(equal, var_name="x")) - exact) > 20 * error, "the known-wrong way has to fail"
+    assert "a" in str(az.compare({"a": data, "b": equal}, var_name="marginal"))
+    if hasattr(az, "loo_approximate_posterior"):
+        stats = data["sample_stats"]
+        log_p = stats["log_prior"] + data["log_likelihood"]["x"]
+        found = az.loo_approximate_posterior(data, var_name="x", log_p=log_p, log_q=stats["log_q"], pointwise=True)
+        assert found.elpd_i.shape == (30,)
+
+    chains = pv.refine(*pair, x[:3], method="hmc", num_draws=400, num_chains=4, num_warmup=50)
+    drawn = pv.to_arviz(*pair, x[:3], draws=chains, num_draws=100)
+    assert dict(drawn["posterior"]["z"].sizes) == {"chain": 4, "draw": 100, "observation": 3, "z_dim_0": 2}
+    table = az.summary(drawn, var_names=["z"])
+    assert len(table) == 6
+    assert (table["r_hat"].astype(float) < 1.1).all()
+
+    if hasattr(az, "plot_ppc"):
+        az.plot_ppc(equal, num_pp_samples=10)
+    else:
+        az.plot_ppc_dist(equal, num_samples=10)
+    az.plot_khat(az.loo(data, var_name="marginal", pointwise=True))
+    az.plot_pair(drawn, var_names=["z"], coords={"observation": [0]})
+
+    data.to_netcdf(f"{folder}/export.nc")
+    again = az.from_netcdf(f"{folder}/export.nc")
+    for group in ("posterior", "sample_stats", "log_likelihood", "observed_data"):
+        for name, values in data[group].data_vars.items():
+            assert np.array_equal(again[group][name].values, values.values, equal_nan=True)
+            assert all(np.array_equal(again[group][dim].values, data[group][dim].values) for dim in values.dims)
+    sys.stdout.write(az.__version__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
