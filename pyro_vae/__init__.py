@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "compare",
     "data",
+    "decoder_prior",
     "diagnostics",
     "draw_particles",
     "embed",
@@ -64,6 +65,7 @@ _HOMES = {
     "Prediction": "predictive",
     "Refinement": "refining",
     "compare": "comparison",
+    "decoder_prior": "field_prior",
     "draw_particles": "particles",
     "embed": "embedding",
     "evaluate": "evaluation",
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
     from .embedding import embed
     from .evaluation import Evaluation, evaluate
     from .export import to_arviz, to_datatree
+    from .field_prior import decoder_prior
     from .hierarchical import HierarchicalVAE
     from .imputation import Imputation, impute
     from .missing import Incomplete

@@ -15,8 +15,8 @@ from torch.distributions import Distribution
 from .errors import ConfigError
 from .likelihoods import Likelihood
 from .pair import Pair
-from .posteriors import DiagonalNormal, Posterior
-from .priors import Prior
+from .posteriors import DiagonalNormal, Posterior, moved
+from .priors import Prior, require_standard_normal
 
 
 class HierarchicalVAE(Pair):
@@ -129,6 +129,13 @@ class HierarchicalVAE(Pair):
         z = self.prior().sample(torch.Size([num]))
         for layer in reversed(range(1, len(self.decoders))):
             z = self._below(layer, z).sample()
+        return z
+
+    def from_normal(self, noise: dict[str, Tensor]) -> Tensor:
+        require_standard_normal(self.prior)
+        z = noise[f"z{len(self.decoders)}"]
+        for layer in reversed(range(1, len(self.decoders))):
+            z = moved(self._below(layer, z), noise[f"z{layer}"])
         return z
 
     def run_at_means(self, x: Tensor) -> None:

@@ -63,6 +63,14 @@ class Pair(nn.Module):
         """Ancestral draws ``[num, *]`` of the z that the decoder reads."""
         raise NotImplementedError
 
+    def from_normal(self, noise: dict[str, Tensor]) -> Tensor:
+        """The z that the decoder reads, as a function of standard normal values ``[*lead, latent_dim]`` for each site.
+
+        Errors:
+            ConfigError: for a prior that is no such function.
+        """
+        raise NotImplementedError
+
     def run_at_means(self, x: Tensor) -> None:
         """Run all networks on data, every latent variable at its posterior mean."""
         raise NotImplementedError

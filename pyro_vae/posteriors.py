@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["DiagonalNormal", "FullNormal", "Posterior"]
+__all__ = ["DiagonalNormal", "FullNormal", "Posterior", "moved"]
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -110,3 +111,15 @@ class FullNormal(Posterior):
 
     def log_scale(self, params: Tensor) -> Tensor:
         return params[..., self.latent_dim : 2 * self.latent_dim]
+
+
+def moved(q: Any, noise: Tensor) -> Tensor:
+    """Standard normal values as values of a Gaussian of either family.
+
+    Example:
+        >>> moved(DiagonalNormal(2)(torch.zeros(2, 2)), torch.ones(2))
+        tensor([1., 1.])
+    """
+    if isinstance(q, dist.MultivariateNormal):
+        return q.loc + (q.scale_tril @ noise[..., None])[..., 0]
+    return q.base_dist.loc + q.base_dist.scale * noise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GaussianMixture", "Prior", "StandardNormal", "VampPrior"]
+__all__ = ["GaussianMixture", "Prior", "StandardNormal", "VampPrior", "require_standard_normal"]
 
 import math
 from typing import Any
@@ -154,3 +154,12 @@ class VampPrior(Prior):
 def _mixture(logits: Tensor, components: Distribution) -> Distribution:
     weights = dist.Categorical(logits=logits, validate_args=False)
     return dist.MixtureSameFamily(weights, components, validate_args=False)
+
+
+def require_standard_normal(prior: Prior) -> None:
+    """Raise :class:`~pyro_vae.errors.ConfigError` for a prior that is no N(0, I)."""
+    if not isinstance(prior, StandardNormal):
+        raise ConfigError(
+            f"found a {type(prior).__name__} prior, expected a StandardNormal one, whose z is its own noise: train the "
+            "VAE with that"
+        )

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from .likelihoods import Likelihood
 from .pair import Pair
 from .posteriors import DiagonalNormal, Posterior
-from .priors import Prior, VampPrior
+from .priors import Prior, VampPrior, require_standard_normal
 
 
 class VAE(Pair):
@@ -107,6 +107,10 @@ class VAE(Pair):
 
     def sample_latents(self, num: int) -> Tensor:
         return self.prior().sample(torch.Size([num]))
+
+    def from_normal(self, noise: dict[str, Tensor]) -> Tensor:
+        require_standard_normal(self.prior)
+        return noise["z"]
 
     def run_at_means(self, x: Tensor) -> None:
         self.decode(self.encode(x).mean)

@@ -20,7 +20,7 @@ priors likelihoods.*
 likelihoods
 batches pair problems
 hierarchical vae
-presets
+field_prior presets
 traces
 pathwise
 sites
