@@ -184,6 +184,7 @@ def predict(
         \mathrm{stderr}^2 = \sum_k \tilde w_k^2 \big(f(z_k) - \textstyle\sum_j \tilde w_j f(z_j)\big)^2
 
     It has a bias of order 1 / K; the verdict is that on the weights, since the function may want a tail that they miss.
+    A mode of :math:`p(z \mid x)` that no draw of the guide has reached is in neither the error bar nor the verdict.
 
     Arguments:
         model, guide, x: As for :func:`pyro_vae.draw_particles`.

@@ -188,3 +188,42 @@ def test_enumeration_leaves_a_pair_without_discrete_sites_alone(problem):
     with pytest.warns(UserWarning, match="no sample sites configured for enumeration"):
         loss = TraceEnum_ELBO(max_plate_nesting=1).loss(config_enumerate(problem.model), problem.guide(), x)
     assert loss == pytest.approx(-problem.log_evidence(x).sum().item())
+
+
+def test_replay_repeats_an_embedded_trace_and_uncondition_draws_its_data_anew(problem):
+    x = problem.sample(3000, seed=0) + 5.0
+
+    def program():
+        return pv.embed(problem.model, x, name="a")
+
+    first = poutine.trace(program).get_trace()
+    again = poutine.trace(poutine.replay(program, trace=first)).get_trace()
+    assert torch.equal(again.nodes["a/z"]["value"], first.nodes["a/z"]["value"])
+    assert torch.isclose(again.log_prob_sum(), first.log_prob_sum())
+    assert torch.equal(program()["x"], x)
+    drawn = poutine.uncondition(program)()["x"]
+    assert_mean(drawn, 0.0)  # the prior's mean, not that of the data
+    covariance = problem.W @ problem.W.T + problem.scale.square() * torch.eye(3).double()
+    assert_mean(drawn.square(), covariance.diagonal(), sd=covariance.diagonal() * 2**0.5)
+
+
+def test_a_pair_of_two_layers_is_embedded_with_the_density_of_its_parts():
+    layers = pv.presets.burda_two_layer_vae(data_shape=(4,), latent_dims=(3, 2))
+    x, z1, z2 = torch.bernoulli(torch.full((6, 4), 0.5)), torch.randn(6, 3), torch.randn(6, 2)
+    program = pyro.condition(lambda: pv.embed(layers.model, x, name="a"), {"a/z1": z1, "a/z2": z2})
+    by_hand = (layers.prior().log_prob(z2) + layers._below(1, z2).log_prob(z1) + layers.decode(z1).log_prob(x)).sum()
+    torch.testing.assert_close(poutine.trace(program).get_trace().log_prob_sum(), by_hand)
+
+
+def test_a_discrete_site_of_what_is_embedded_is_enumerated(problem):
+    x = torch.randn(6)
+
+    @config_enumerate
+    def mixture():
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(2 * kind, 0.5), obs=x)
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(lambda: pv.embed(mixture, name="a"), lambda: None)
+    parts = [torch.tensor(p).log() + dist.Normal(2.0 * kind, 0.5).log_prob(x) for kind, p in ((0, 0.7), (1, 0.3))]
+    assert loss == pytest.approx(-torch.logsumexp(torch.stack(parts), 0).sum().item(), rel=1e-5)

@@ -80,6 +80,27 @@ def test_a_poor_guide_is_said_to_be_one(problem):
     assert all(found.reason)
 
 
+def test_a_mode_that_no_draw_reaches_is_in_neither_the_error_bar_nor_the_verdict(float64):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 3.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.square(), 1.0).to_event(1), obs=x)  # E[z | x] = 0: z and -z are alike
+
+    def guide(x, sides=(1.0,)):
+        signs = dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(len(sides))), dist.Normal(3.0 * torch.tensor(sides), 0.25)
+        )
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", signs.expand([len(x), 1]).to_event(1))
+
+    x = torch.full((50, 1), 9.0)
+    one = pv.predict(model, guide, x, lambda z: z["z"])
+    assert (one.mean > 20 * one.stderr).all()
+    assert set(one.verdict) == {"ok"}
+    both = pv.predict(model, lambda x: guide(x, (1.0, -1.0)), x, lambda z: z["z"])
+    assert (both.mean.abs() < SIGMAS * both.stderr).all()
+
+
 def test_blocks_of_rows_are_put_together(problem):
     x = problem.sample(50, seed=0)
     pair = problem.model, problem.guide(inflate=1.2)
