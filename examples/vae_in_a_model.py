@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    num_steps, num_splits = (20, 2) if args.smoke else (3000, 6)
+    num_steps, num_splits = (20, 2) if args.smoke else (3000, 4)
     counts, labels = map(torch.from_numpy, load_digits(return_X_y=True))
     scores = {way: torch.empty(num_splits) for way in WAYS}
     for split in range(num_splits):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DiagonalNormal", "FullNormal", "Posterior", "moved"]
+__all__ = ["DiagonalNormal", "FullNormal", "Posterior"]
 
 import math
 from collections.abc import Sequence

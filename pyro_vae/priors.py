@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GaussianMixture", "Prior", "StandardNormal", "VampPrior", "require_standard_normal"]
+__all__ = ["GaussianMixture", "Prior", "StandardNormal", "VampPrior"]
 
 import math
 from typing import Any
