@@ -1,7 +1,7 @@
 """Inverse problems with a trained decoder as the prior: what was the image, given half of it, a blur, or a few sums?
 
 A VAE of scikit-learn's digits is one primitive of three Pyro models that say how an image was measured: its upper
-half, a blurred copy, or 16 random sums of its 64 pixels, with noise. NUTS draws from the posterior of the image; it is
+half, a blurred copy, or 32 random sums of its 64 pixels, with noise. NUTS draws from the posterior of the image; it is
 compiled, since the frozen decoder registers nothing. Beside it, the answer under a Gaussian of the training images.
 """
 
@@ -28,7 +28,7 @@ def measurements() -> dict[str, torch.Tensor]:
     kernel = torch.outer(weights := torch.tensor([1.0, 2.0, 1.0]) / 4, weights).expand(1, 1, 3, 3)
     blurred = torch.nn.functional.conv2d(pixels, kernel, padding=1)
     blurred = torch.nn.functional.conv2d(blurred, kernel, padding=1).reshape(64, 64).T
-    return {"upper half": torch.eye(64)[:32], "blurred": blurred, "16 sums": torch.randn(16, 64) / 8}
+    return {"upper half": torch.eye(64)[:32], "blurred": blurred, "32 sums": torch.randn(32, 64) / 8}
 
 
 def gaussian_answer(matrix: torch.Tensor, y: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

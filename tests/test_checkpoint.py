@@ -55,6 +55,7 @@ VAES = {
         num_levels=17,
         likelihood_scale="learned",
     ),
+    "a table": lambda: pv.presets.table_vae(kinds=["normal", "count", ["categorical", 3]], latent_dim=2, hidden=(8,)),
     "continuous bernoulli": lambda: mlp_vae(
         data_shape=(6,), latent_dim=2, hidden=(8,), likelihood="continuous_bernoulli"
     ),
