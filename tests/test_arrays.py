@@ -136,7 +136,7 @@ def test_every_kind_gives_the_same_numbers_everywhere(untouched, vae):
         for x in (untouched, reference(untouched)):
             torch.manual_seed(0)
             found.append(evaluation(vae, x))
-        # Close, not equal: the order of a sum in a matrix product depends on the strides, and is one of single precision.
+        # Close, not equal: the order of a sum in a matrix product, in single precision, depends on the strides.
         single = {"rtol": 1e-5, "atol": 1e-5}
         torch.testing.assert_close(*found, **single, msg=lambda text, name=name: f"{name}: {text}")
 
