@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pyro_vae.errors import PyroVaeError
 
-from . import bounds, digits_truth, evidence_cost, fifty_latents, gradient_cost, layers, refinement
+from . import bounds, digits_truth, evidence_cost, fifty_latents, gradient_cost, inpainting, layers, refinement
 
 BENCHMARKS = {
     "bounds": bounds,
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "evidence_cost": evidence_cost,
     "fifty_latents": fifty_latents,
     "gradient_cost": gradient_cost,
+    "inpainting": inpainting,
     "layers": layers,
     "refinement": refinement,
 }
