@@ -1,10 +1,10 @@
 r"""In-painting: what is the lower half of a held-out digit, given the upper one?
 
-Three answers for binarised digits: the pair's, :math:`p(x_{\mathrm{low}} \mid x_{\mathrm{up}})`, from importance
-weights; the encoder's alone, which takes zeros for what it cannot see and draws z from that q; and the mean image, which
-does not look. Of each, the log-density of the hidden pixels, nats per image, that of the pair as a difference of two
-estimates of log p(x); how far its mean is from the pixels; and whether 90% intervals for the ink of the hidden half hold
-it that often (between quantiles of draws, ties broken at random, so that exact ones hold it 90% of the time).
+Three answers for binarised digits: the pair's, :math:`p(x_{\mathrm{low}} \mid x_{\mathrm{up}})`, by importance weights;
+the encoder's alone, which takes zeros for what it cannot see and draws z from that q; and the mean image, which does
+not look. Of each, the log-density of the hidden pixels, nats per image, that of the pair as a difference of two
+estimates of log p(x); how far its mean is from the pixels; and whether 90% intervals for the ink of the hidden half
+hold it that often (between quantiles of draws, ties broken at random, so that exact ones hold it 90% of the time).
 """
 
 from __future__ import annotations
