@@ -191,7 +191,7 @@ def impute(
 
     Args:
         run: The run folder.
-        file: An array as .npy or .csv; the result is an .npz file in the run folder.
+        file: An array as .npy or .csv, without a header; the result is a new file NAME-imputed.npz beside it.
         num_particles: Weighted draws per datapoint.
         num_imputations: How many of them to keep as imputations.
         num_images: Only the first so many test images.

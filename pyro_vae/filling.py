@@ -50,20 +50,25 @@ class Score(NamedTuple):
 def fill_file(
     folder: str | Path, file: str | Path, *, num_particles: int = 1000, num_imputations: int = 20, seed: int = 0
 ) -> list[Path]:
-    """Impute the NaN of an array in a file ``.npy`` or ``.csv``: ``imputed-NAME.npz`` in the run folder.
+    """Impute the NaN of an array in a file ``NAME.npy`` or ``NAME.csv``: ``NAME-imputed.npz`` beside it, a new file.
+
+    A cell of a .csv that is empty or ``nan`` is missing; any other that is no number is an error, and so is a header.
 
     Errors:
-        DataError: for a file that is not there, or holds no numbers.
+        DataError: for a file that is not there, or holds no numbers, and for a result that is there already.
         ShapeError: for an array of another shape than the model's data.
     """
+    file = Path(file)
+    path = file.with_name(f"{file.stem}-imputed.npz")
+    if path.exists():  # before the work, not after it
+        raise DataError(f"{path} is there already and is not overwritten: move it, or rename {file.name}")
     _, vae = load_run(folder)
-    x = _read(Path(file))
+    x = _read(file)
     if x.shape[1:] != vae.data_shape:
         if not x.ndim or x[0].numel() != math.prod(vae.data_shape):
             raise ShapeError(f"{file}: expected shape {('n', *vae.data_shape)}, got {tuple(x.shape)}")
         x = x.reshape(-1, *vae.data_shape)
     found = impute(vae, x, num_particles=num_particles, num_imputations=num_imputations, seed=seed)
-    path = Path(folder) / f"imputed-{Path(file).stem}.npz"
     _write(path, found)
     return [path]
 
@@ -111,7 +116,12 @@ def _read(path: Path) -> Tensor:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
         elif path.suffix == ".csv":
-            array = np.genfromtxt(path, delimiter=",", dtype=np.float64, ndmin=2)
+            lines = [
+                line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.partition("#")[0].strip()
+            ]
+            if not lines:
+                raise ValueError("it has no rows")
+            array = np.loadtxt(lines, delimiter=",", converters=_cell, ndmin=2)
         else:
             raise DataError(f"{path}: expected a file .npy or .csv, in which NaN is what is missing")
     except FileNotFoundError:
@@ -119,6 +129,11 @@ def _read(path: Path) -> Tensor:
     except ValueError as error:
         raise DataError(f"{path} cannot be read as an array of numbers ({str(error).splitlines()[0]})") from None
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).float()
+
+
+def _cell(text: str) -> float:
+    """A number, or NaN for a cell that is empty; text is no gap."""
+    return float(text) if text.strip() else math.nan
 
 
 def _write(path: Path, found: Imputation) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ColumnsEncoder", "Kind", "num_categories"]
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -34,8 +35,9 @@ def num_categories(kinds: Sequence[Kind]) -> list[int]:
 def _one(place: int, kind: Kind) -> int:
     if kind in ("normal", "count"):
         return int(kind == "count")
-    if not isinstance(kind, str) and len(kind) == 2 and kind[0] == "categorical" and int(kind[1]) >= 2:
-        return int(kind[1])
+    match kind:
+        case ["categorical", Integral() as number] if int(number) >= 2:
+            return int(number)
     raise ConfigError(
         f"column {place}: found {kind!r}, expected 'normal', 'count' or ('categorical', number of categories)"
     )

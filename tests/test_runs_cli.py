@@ -451,6 +451,28 @@ def test_impute_fills_what_is_missing_in_a_file(copy, tmp_path):
         assert found["verdict"].shape == (3,)
 
 
+def test_impute_overwrites_nothing(copy, tmp_path):
+    x = np.zeros((2, 64))
+    x[0, 5] = np.nan
+    np.save(tmp_path / "some.npy", x)
+    path = Path(succeed("impute", copy, tmp_path / "some.npy", "--num-particles", "40").out.strip())
+    assert path == tmp_path / "some-imputed.npz"
+    before = path.read_bytes()
+    assert_one_line(
+        cli("impute", copy, tmp_path / "some.npy", "--seed", "1"), "is there already and is not overwritten"
+    )
+    assert path.read_bytes() == before
+
+
+def test_impute_takes_an_empty_cell_as_missing(copy, tmp_path):
+    rows = [["0"] * 64, ["0"] * 63 + [""]]
+    (tmp_path / "some.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    answer = succeed("impute", copy, tmp_path / "some.csv", "--num-particles", "40")
+    found = np.load(answer.out.strip())
+    assert (found["mean"].reshape(2, 64)[0] == 0).all()
+    assert found["mean"][1, 7, 7] > 0
+
+
 def test_impute_scores_hidden_halves_of_the_test_images(copy):
     answer = succeed("impute", copy, "--num-particles", "100", "--num-images", "20", "--json")
     found = json.loads(answer.out)
@@ -466,6 +488,9 @@ def test_impute_scores_hidden_halves_of_the_test_images(copy):
         ("none.npy", None, "does not exist"),
         ("some.txt", "1", "expected a file .npy or .csv"),
         ("some.npy", "1", "cannot be read as an array of numbers"),
+        ("some.csv", "", "it has no rows"),
+        ("some.csv", "a,b\n3,4\n", "cannot be read as an array of numbers"),  # a header is no row of gaps
+        ("some.csv", "1,2\n3,oops\n", "cannot be read as an array of numbers"),
         ("some.csv", "1,2\n3,4\n", r"expected shape \('n', 8, 8\), got \(2, 2\)"),
     ],
 )
