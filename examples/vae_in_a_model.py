@@ -81,7 +81,7 @@ def main() -> None:
     ax, values = Figure(figsize=(6, 3.2), layout="constrained").subplots(), torch.stack([*scores.values()])
     ax.plot(WAYS, values, "o-", color="0.7", lw=1, ms=4)
     ax.errorbar(WAYS, values.mean(1), values.std(1) / num_splits**0.5, fmt="s", capsize=5)
-    ax.set(ylabel="log p(y | x), nats per held-out digit", title=f"{num_splits} splits; {result}")
+    ax.set(ylabel="log p(y | x), nats per held-out digit", xlim=(-0.3, 2.3))
     ax.figure.savefig(args.out, dpi=100)
     print(result, args.out, sep="\n")
 

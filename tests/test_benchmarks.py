@@ -1,6 +1,7 @@
 """Benchmarks run on a small budget, write what they say they write, and keep what was done when they are stopped."""
 
 import json
+import math
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -198,3 +199,17 @@ def test_layers_are_compared_and_go_on_where_they_were(tmp_path, capsys):
     trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}
     assert main([*words, "--out", str(tmp_path)]) == 0
     assert trained.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/model.safetensors")}.items()
+
+
+def test_inpainting_compares_three_answers(tmp_path, capsys):
+    assert main(["inpainting", "--smoke", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "inpainting.json").read_text())
+    assert [*found["answers"]] == ["the pair", "the encoder alone", "the mean image"]
+    assert all(math.isfinite(answer["log_p"]) for answer in found["answers"].values())
+
+
+def test_the_record_of_inpainting_says_what_the_readme_does():
+    found = json.loads((RESULTS / "inpainting.json").read_text())
+    log_p = [answer["log_p"] for answer in found["answers"].values()]
+    assert log_p == sorted(log_p, reverse=True)
+    assert found["pair_minus_encoder"]["mean"] > 5 * found["pair_minus_encoder"]["stderr"]
