@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from .arrays import as_tensor
 from .diagnostics import LatentSummary, latent_summary
-from .errors import PairError, require_count
+from .errors import require_count
 from .evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
+from .modules import programs_of
 from .pair import Pair
 from .reporting import number, plain
-from .traces import Program
 
 
 class Evaluation(NamedTuple):
@@ -144,7 +144,7 @@ def evaluate(
         1
     """
     x = as_tensor(x)
-    model, guide = _programs(pair)
+    model, guide = programs_of(pair)
     for name, value in (("iwae_particles", iwae_particles), ("elbo_particles", elbo_particles)):
         require_count(name, value, least=2, why=", since one draw has no error bar")
     chosen = recommend(model, guide, x, seed=seed) if estimator == "auto" else estimator
@@ -169,11 +169,3 @@ def evaluate(
         estimator=chosen if isinstance(chosen, str) else chosen.estimator,
         clamped_scales=pair.clamped_scales(x) if isinstance(pair, Pair) else {},
     )
-
-
-def _programs(pair: Any) -> tuple[Program, Program]:
-    """The model and the guide."""
-    found: Any = pair if isinstance(pair, (tuple, list)) else [getattr(pair, it, None) for it in ("model", "guide")]
-    if len(found) != 2 or not all(map(callable, found)):
-        raise PairError(f"pair: expected (model, guide), or an object with both, found {type(pair).__name__}")
-    return found[0], found[1]

@@ -14,7 +14,7 @@ from torch import Tensor
 from .density import Density
 from .errors import ConfigError, PairError, require_count
 from .inspection import untouched
-from .modules import data_for
+from .modules import data_for, programs_of
 from .pareto import pareto_k
 from .particles import draw_particles
 from .predictive import prior_predictive, replicates
@@ -166,12 +166,9 @@ def _pair_and_x(given: tuple[Any, ...]) -> tuple[Program, Program, Any]:
     if len(given) == 3 and callable(given[0]) and callable(given[1]):
         return given
     if len(given) == 2:
-        pair, x = given
-        found: Any = pair if isinstance(pair, (tuple, list)) else [getattr(pair, it, None) for it in ("model", "guide")]
-        if len(found) == 2 and all(map(callable, found)):
-            return found[0], found[1], x
+        return *programs_of(given[0]), given[1]
     raise ConfigError(
-        f"expected (vae, x) or (model, guide, x), found {', '.join(type(part).__name__ for part in given)}"
+        f"expected (vae, x) or (model, guide, x), found {', '.join(type(part).__name__ for part in given) or 'nothing'}"
     )
 
 

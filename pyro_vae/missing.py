@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .arrays import as_tensor
-from .errors import PairError
-from .modules import TakesMissing, modules_behind
+from .modules import TakesMissing, modules_behind, programs_of
 
 
 class Incomplete(TakesMissing):
@@ -47,12 +46,8 @@ class Incomplete(TakesMissing):
 
     def __init__(self, pair: Any) -> None:
         super().__init__()
-        found: Any = pair if isinstance(pair, (tuple, list)) else [getattr(pair, it, None) for it in ("model", "guide")]
-        if len(found) != 2 or not all(map(callable, found)):
-            raise PairError(f"pair: expected (model, guide), or an object with both, found {type(pair).__name__}")
-        self.pair = pair
-        self._model, self._guide = found
-        self.parts = nn.ModuleList(modules_behind(*found))  # whose parameters are this module's
+        self._model, self._guide = programs_of(pair)
+        self.parts = nn.ModuleList(modules_behind(self._model, self._guide))  # whose parameters are this module's
 
     def model(self, x: Any = None, num: int | None = None) -> Tensor:
         """The pair's model of the entries of x that are not NaN; ``x=None`` generates ``num`` whole datapoints."""

@@ -11,6 +11,7 @@ __all__ = [
     "largest_output",
     "leaves",
     "modules_behind",
+    "programs_of",
     "registering",
     "suited",
     "takes_missing",
@@ -36,7 +37,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_leaves
 
 from .arrays import as_batch
-from .errors import StaleParamStoreError
+from .errors import PairError, StaleParamStoreError
 
 
 class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like functions)
@@ -194,6 +195,18 @@ def suited(x: Tensor, *programs: Any) -> Tensor:
         if like is None:
             return x
         return x.to(device=like.device, dtype=like.dtype if x.is_floating_point() else None)
+
+
+def programs_of(pair: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The model and the guide of a tuple of both, or of an object that has them.
+
+    Errors:
+        PairError: for anything else.
+    """
+    found: Any = pair if isinstance(pair, (tuple, list)) else [getattr(pair, it, None) for it in ("model", "guide")]
+    if len(found) != 2 or not all(map(callable, found)):
+        raise PairError(f"pair: expected (model, guide), or an object with both, found {type(pair).__name__}")
+    return found[0], found[1]
 
 
 class TakesMissing(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, PairError
 from tests.statistics import SIGMAS
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +143,8 @@ def test_missing_entries_stay_missing(problem, x):
     np.testing.assert_allclose(tree["sample_stats"]["log_w"].values[0, 0], exact)
 
 
-@pytest.mark.parametrize("given", [(), (1, 2), (lambda x: x, 3)])
-def test_what_is_no_pair_and_data_is_one_line(given):
-    with pytest.raises(ConfigError, match=r"expected \(vae, x\) or \(model, guide, x\)"):
-        pv.to_datatree(*given)
+def test_what_is_no_pair_and_data_is_one_line(problem):
+    with pytest.raises(ConfigError, match=r"expected \(vae, x\) or \(model, guide, x\), found nothing"):
+        pv.to_datatree()
+    with pytest.raises(PairError, match=r"pair: expected \(model, guide\), or an object with both, found int"):
+        pv.to_datatree(1, 2)
