@@ -73,7 +73,8 @@ def main() -> None:
     right.scatter(*z.T, s=6, color="0.7", label=f"Hamiltonian chains, R-hat {r_hat:.2f}")
     right.scatter(*draws.T, s=3 + 2000 * weights[:, digit], alpha=0.4, label="guide, area by weight")
     right.set(xlabel="z1", ylabel="z2", title="the digit with the fewest effective draws")
-    right.legend(frameon=False, fontsize=8)
+    for handle in right.legend(frameon=False, fontsize=8).legend_handles:
+        handle.set_sizes([20])
     left.figure.savefig(args.out, dpi=100)
     print(args.out)
 
