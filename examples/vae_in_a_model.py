@@ -52,8 +52,8 @@ def held_out_probabilities(x: Tensor, y: Tensor, way: str, num_steps: int) -> Te
     if way == "two stages":
         train(lambda x, _: vae.model(x), lambda x, _: vae.guide(x), x, y, num_steps)
     train(model, guide, x, y, num_steps)
-    draws = Predictive(model, guide=guide, num_samples=300, return_sites=["logits"])(x[TRAIN:], None)["logits"]
-    return draws.softmax(-1).flatten(0, -3).mean(0)
+    several = Predictive(model, guide=guide, num_samples=min(300, num_steps), return_sites=["logits"])
+    return several(x[TRAIN:], None)["logits"].softmax(-1).flatten(0, -3).mean(0)
 
 
 def main() -> None:

@@ -136,9 +136,12 @@ class Pair(nn.Module):
         return held
 
     def _distribution(
-        self, net: nn.Module, value: Tensor, shape: tuple[int, ...], family: Any, mask: Tensor | None = None
+        self, net: nn.Module, value: Tensor, shape: tuple[Any, ...], family: Any, mask: Tensor | None = None
     ) -> Any:
-        """What ``family`` makes of the network's output at values ``[*lead, *shape]``, which it sees as one batch."""
+        """What ``family`` makes of the network's output at values ``[*lead, *shape]``, which it sees as one batch.
+
+        Sizes are numbers, or tensors while Pyro compiles a model.
+        """
         lead = value.shape[: value.ndim - len(shape)]
         seen = [part.reshape(-1, *shape) for part in (value, mask) if part is not None]
         params = net(*seen if isinstance(net, TakesMask) else seen[:1])

@@ -103,7 +103,7 @@ class VAE(Pair):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x | z), batch ``[*lead]``, event ``data_shape``; batch norms and dropouts are in the mode they are in."""
-        return self._distribution(self.decoder, z, (self.latent_dim,), self.likelihood)
+        return self._distribution(self.decoder, z, z.shape[-1:], self.likelihood)
 
     def sample_latents(self, num: int) -> Tensor:
         return self.prior().sample(torch.Size([num]))
