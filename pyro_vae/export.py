@@ -1,9 +1,10 @@
-r"""A pair's draws with their labels, for ArviZ: the only room that knows of it, and of xarray."""
+r"""A pair's draws with their labels, for ArviZ: the only room that knows of it."""
 
 from __future__ import annotations
 
 __all__ = ["to_arviz", "to_datatree"]
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from . import __version__
 from .density import Density
 from .errors import ConfigError, PairError, require_count
 from .inspection import untouched
+from .labels import labels_of, numbered
 from .modules import data_for, programs_of
 from .pareto import pareto_k
-from .particles import draw_particles
+from .particles import Particles, draw_particles
 from .predictive import prior_predictive, replicates
 from .probing import vectorizes
 from .resampling import systematic
@@ -30,6 +33,7 @@ def to_datatree(
     num_draws: int = 1000,
     draws: Any = None,
     resampled: bool = False,
+    coords: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> xr.DataTree:
     r"""What a pair says of data, as an :class:`xarray.DataTree` of ArviZ's groups; xarray alone is needed.
@@ -44,57 +48,72 @@ def to_datatree(
     ===================== ==============================================================================================
 
     Draws are from the guide, so that the posterior is told by them *and* their weights,
-    :math:`\log w = \log p(x, z) - \log q(z \mid x)`; ``resampled`` ones, and those of a refinement by chains, count the
-    same. There are two log-likelihoods. Of ``x`` given its own z, leave-one-out by reweighting is a harmonic mean of
-    infinite variance, whatever ArviZ's k-hat is of it: with parameters held, nothing but its own z is known of x.
-    What is meant is :math:`\log p(x)`, so ``az.loo(data, var_name="marginal")`` and ``az.compare`` are to be asked for
-    that: each draw of ``marginal`` is a bootstrap replicate of its importance-sampling estimate. ArviZ 1.x's
-    ``loo_approximate_posterior`` takes ``log_p = log_prior + log_likelihood`` and ``log_q``. For a number with an error
-    bar, a direction and a verdict there is :mod:`pyro_vae.evidence`.
+    :math:`\log w = \log p(x, z) - \log q(z \mid x)`. Of ``resampled`` ones, and of a refinement's that count the same,
+    ``log_w`` is 0 and ``log_q`` still the guide's; ``pareto_k`` and ``ess`` are those of the weights, or the chains,
+    that the draws come from.
 
-    Dimensions and coordinates of a pandas DataFrame or an xarray DataArray are kept; the first dimension is else called
-    ``observation`` and the others ``x_dim_0``, ``x_dim_1``, ...; those of a latent site ``z_dim_0``.
+    There are two log-likelihoods. Of ``x`` given its own z, leave-one-out by reweighting is a harmonic mean of infinite
+    variance, whatever ArviZ's k-hat is of it: with parameters held, nothing but its own z is known of x. What is meant
+    is :math:`\log p(x)`, so ``az.loo(data, var_name="marginal")`` and ``az.compare`` are to be asked for that: each
+    draw of ``marginal`` is a bootstrap replicate of its importance-sampling estimate, and ArviZ's k-hat is of these
+    replicates. Whether the weights are to be trusted is told by ``pareto_k`` of ``sample_stats``. ArviZ 1.x's
+    ``loo_approximate_posterior`` takes ``log_p = log_prior + log_likelihood`` and ``log_q``; it reweights by
+    :math:`p(z) / q(z \mid x)`, for which guides are mostly too narrow, and its k-hat says so. For a number with an
+    error bar, a direction and a verdict there is :mod:`pyro_vae.evidence`.
+
+    Dimensions and coordinates of what pandas or xarray holds are kept, an index of several levels as a coordinate for
+    each, and labels that netCDF has no type for, such as periods, as text. The first dimension is else called
+    ``observation`` and the others ``x_dim_0``, ``x_dim_1``, ... (``feature`` of a data frame); those of a latent site
+    ``z_dim_0``, ...
 
     Arguments:
         pair_and_x: A VAE, or anything else with ``.model`` and ``.guide``, and data; or a model, a guide, and data.
         num_draws: Of each group.
         draws: A :class:`~pyro_vae.Refinement` of the same data, whose draws are taken instead of the guide's.
         resampled: Draw from the weighted draws, so that all count the same.
+        coords: Labels by dimension, such as ``{"z_dim_0": ["slant", "width"]}``.
         seed: The draws depend on it alone; torch's own generator is left as it is.
 
     Errors:
-        ConfigError: for arguments that are no pair and data, or a refinement of other data.
+        ConfigError: for arguments that are no pair and data, a refinement of other data or another pair, labels that do
+            not fit, and names in the data that are those of draws, sites or statistics.
         DataError, PairError: As for :func:`pyro_vae.draw_particles`.
 
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,))
-        >>> tree = pv.to_datatree(vae, torch.zeros(3, 6), num_draws=50)
+        >>> tree = pv.to_datatree(vae, torch.zeros(3, 6), num_draws=50, coords={"observation": [*"abc"]})
         >>> dict(tree["posterior"]["z"].sizes)
         {'chain': 1, 'draw': 50, 'observation': 3, 'z_dim_0': 2}
+        >>> tree["posterior"]["z"].sel(observation="c").shape
+        (1, 50, 2)
     """
     model, guide, data = _pair_and_x(pair_and_x)
     x = data_for(data, model, guide)
-    labels = _labels(data, x)
+    labels = labels_of(data, x)
     with untouched(model, guide, seed=(seed, "export")):
         own = draw_particles(model, guide, x, num_particles=require_count("num_draws", num_draws))
-        chains, z, log_w = (1, own.z, own.log_w) if draws is None else _of_refinement(draws, x)
+        drawn = _of_guide(own) if draws is None else _of_refinement(draws, own)
         if resampled:
-            chosen = systematic(log_w), torch.arange(len(x), device=x.device)
-            z, log_w = {name: value[chosen] for name, value in z.items()}, torch.zeros_like(log_w)
+            drawn = drawn.resampled()
+        chains, z, log_w = drawn.num_chains, drawn.z, drawn.log_w
         sites = _scored(model, guide, x, z)
         again = replicates(model, z, x, vectorizes(model, guide, (x,), {}))
         values = dict.fromkeys(again, x) if len(again) == 1 else Density(model, guide, x).observed()
         prior = _prior(model, num_draws)
         marginal = _replicated(own.log_w, len(log_w))
-    stats = {"log_w": log_w, "log_prior": _sum(sites.log_prior), "log_q": _sum(sites.log_q)}
+    log_prior = _sum(sites.log_prior)
+    weighted = log_prior + _sum(sites.log_likelihood) - log_w  # by the density that the draws are from
+    stats = {"log_w": log_w, "log_prior": log_prior, "log_q": weighted if log_w.any() else _sum(sites.log_q)}
     observed = {name: labels.over(name, value, x) for name, value in values.items()}
     groups: dict[str, dict[str, Any]] = {
-        "posterior": {name: _array(value, chains, [labels.first, *_dims(name, value, 2)]) for name, value in z.items()},
+        "posterior": {
+            name: _array(value, chains, [labels.first, *numbered(name, value, 2)]) for name, value in z.items()
+        },
         "sample_stats": {name: _array(value, chains, [labels.first]) for name, value in stats.items()}
         | {
             name: ([labels.first], value.cpu().numpy())
-            for name, value in {"pareto_k": pareto_k(stats["log_w"]), "ess": ess(stats["log_w"])}.items()
+            for name, value in {"pareto_k": drawn.pareto_k, "ess": drawn.ess}.items()
         },
         "log_likelihood": {
             name: _array(value, chains, [labels.first])
@@ -103,13 +122,18 @@ def to_datatree(
         "posterior_predictive": {
             name: _array(value, chains, [labels.first, *observed[name]]) for name, (value, _) in again.items()
         },
-        "prior": {name: _array(prior[name], 1, _dims(name, prior[name], 1)) for name in z if name in prior},
+        "prior": {name: _array(prior[name], 1, numbered(name, prior[name], 1)) for name in z if name in prior},
         "prior_predictive": {name: _array(prior[name], 1, observed[name]) for name in again if name in prior},
         "observed_data": {
             name: ([labels.first, *observed[name]], value.cpu().numpy()) for name, value in values.items()
         },
     }
-    made_by = {"inference_library": "pyro_vae", "draws": "guide" if draws is None else draws.method}
+    made_by = {
+        "inference_library": "pyro_vae",
+        "inference_library_version": __version__,
+        "draws": "guide" if draws is None else draws.method,
+    }
+    labels = labels.checked(groups, coords or {})
     return xr.DataTree.from_dict(
         {
             name: xr.Dataset(variables, coords=labels.coords(variables), attrs=made_by)
@@ -119,47 +143,54 @@ def to_datatree(
     )
 
 
-def to_arviz(*pair_and_x: Any, num_draws: int = 1000, draws: Any = None, resampled: bool = False, seed: int = 0) -> Any:
+def to_arviz(
+    *pair_and_x: Any,
+    num_draws: int = 1000,
+    draws: Any = None,
+    resampled: bool = False,
+    coords: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Any:
     """:func:`to_datatree` as what the installed ArviZ works with: ``InferenceData`` of 0.23, the tree itself of 1.x.
 
     Arguments:
-        pair_and_x, num_draws, draws, resampled, seed: As for :func:`to_datatree`.
+        pair_and_x, num_draws, draws, resampled, coords, seed: As for :func:`to_datatree`.
     """
     import arviz as az
 
-    tree = to_datatree(*pair_and_x, num_draws=num_draws, draws=draws, resampled=resampled, seed=seed)
+    tree = to_datatree(*pair_and_x, num_draws=num_draws, draws=draws, resampled=resampled, coords=coords, seed=seed)
     return az.from_datatree(tree) if hasattr(az, "from_datatree") else tree
 
 
-class _Labels(NamedTuple):
-    """The names of the data's dimensions, and the coordinates that are known."""
+class _Drawn(NamedTuple):
+    """Draws, the first chain's first, and how good they are for each datapoint."""
 
-    first: str
-    rest: list[str]
-    known: dict[str, Any]
+    num_chains: int
+    z: dict[str, Tensor]
+    log_w: Tensor
+    pareto_k: Tensor
+    ess: Tensor
 
-    def over(self, name: str, value: Tensor, x: Tensor) -> list[str]:
-        """The dimensions of an observed site after the first: those of the data, if it has them."""
-        return self.rest if value.shape[1:] == x.shape[1:] else _dims(name, value, 1)
-
-    def coords(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """The coordinates of the dimensions that the variables have."""
-        sizes = {dim: size for dims, values in variables.values() for dim, size in zip(dims, values.shape, strict=True)}
-        return {dim: self.known.get(dim, np.arange(size)) for dim, size in sizes.items()}
+    def resampled(self) -> _Drawn:
+        """As many draws that count the same; no better for it."""
+        chosen = systematic(self.log_w), torch.arange(self.log_w.shape[1], device=self.log_w.device)
+        z = {name: value[chosen] for name, value in self.z.items()}
+        return self._replace(z=z, log_w=torch.zeros_like(self.log_w))
 
 
-def _labels(data: Any, x: Tensor) -> _Labels:
-    if isinstance(data, xr.DataArray):
-        dims = [str(dim) for dim in data.dims]
-        known = {dim: data.coords[dim].values for dim in dims if dim in data.coords}
-    elif hasattr(data, "columns") and hasattr(data, "index"):  # a pandas DataFrame
-        dims = [str(data.index.name or "observation"), str(data.columns.name or "feature")]
-        known = {dims[0]: np.asarray(data.index), dims[1]: np.asarray(data.columns)}
-    else:
-        dims, known = ["observation", *(f"x_dim_{place}" for place in range(x.ndim - 1))], {}
-    if clash := sorted({"chain", "draw"} & {*dims}):
-        raise ConfigError(f"x has dimensions called {clash}, which are the draws' own here: rename them")
-    return _Labels(dims[0], dims[1:], known)
+def _of_guide(own: Particles) -> _Drawn:
+    return _Drawn(1, own.z, own.log_w, pareto_k(own.log_w), ess(own.log_w))
+
+
+def _of_refinement(draws: Any, own: Particles) -> _Drawn:
+    if not isinstance(getattr(draws, "z", None), dict) or not hasattr(draws, "num_chains"):
+        raise ConfigError(f"draws: found {type(draws).__name__}, expected what pyro_vae.refine returns")
+    if (found := draws.log_w.shape[1]) != (expected := own.log_w.shape[1]):
+        raise ConfigError(f"draws: found a refinement of {found} datapoints, expected one of the {expected} in x")
+    shapes = [{name: [*value.shape[2:]] for name, value in sorted(of.z.items())} for of in (draws, own)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"draws: found latent sites {shapes[0]}, expected those of the pair, {shapes[1]}")
+    return _Drawn(draws.num_chains, draws.z, draws.log_w, draws.pareto_k, draws.ess)
 
 
 def _pair_and_x(given: tuple[Any, ...]) -> tuple[Program, Program, Any]:
@@ -172,18 +203,13 @@ def _pair_and_x(given: tuple[Any, ...]) -> tuple[Program, Program, Any]:
     )
 
 
-def _of_refinement(draws: Any, x: Tensor) -> tuple[int, dict[str, Tensor], Tensor]:
-    """How many chains there are, their draws, and the log-weights of these."""
-    if (found := draws.log_w.shape[1]) != len(x):
-        raise ConfigError(f"draws: found a refinement of {found} datapoints, expected one of the {len(x)} in x")
-    return draws.num_chains, draws.z, draws.log_w
-
-
 def _replicated(log_w: Tensor, num: int) -> Tensor:
     """Bootstrap replicates ``[num, batch]`` of the importance-sampling estimate of log p(x)."""
-    counts = torch.distributions.Multinomial(len(log_w), torch.ones(len(log_w), dtype=torch.float64)).sample((num,))
+    counts = torch.distributions.Multinomial(len(log_w), torch.ones(len(log_w), dtype=torch.float64))
+    some = max(1, 2**22 // len(log_w))  # the counts of all replicates are num times as many numbers as there are draws
+    blocks = [counts.sample((min(some, num - done),)).to(log_w.device) for done in range(0, num, some)]
     largest = log_w.double().amax(0)
-    mean = counts.to(log_w.device) @ (log_w.double() - largest).exp() / len(log_w)
+    mean = torch.cat([block @ (log_w.double() - largest).exp() for block in blocks]) / len(log_w)
     return mean.clamp(min=torch.finfo(torch.float64).tiny).log() + largest
 
 
@@ -210,10 +236,6 @@ def _prior(model: Program, num: int) -> dict[str, Tensor]:
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([*terms.values()]).sum(0)
-
-
-def _dims(name: str, value: Tensor, leading: int) -> list[str]:
-    return [f"{name}_dim_{place}" for place in range(value.ndim - leading)]
 
 
 def _array(value: Tensor, num_chains: int, dims: list[str]) -> tuple[list[str], np.ndarray]:

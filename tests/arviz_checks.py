@@ -10,6 +10,22 @@ import torch
 import pyro_vae as pv
 
 
+def approximate(az, scale, inflate):
+    """How far ArviZ's leave-one-out by p(z) / q(z | x) is from exact log p(x), its standard error, and its k-hat."""
+    problem = pv.problems.linear_gaussian(W=[[1.0, 0.3], [0.5, -1.0], [0.0, 2.0]], scale=scale)
+    x = problem.sample(30, seed=0)
+    data = pv.to_arviz(problem.model, problem.guide(inflate=inflate), x, num_draws=1000)
+    stats, log_likelihood = data["sample_stats"], data["log_likelihood"]["x"]
+    found = az.loo_approximate_posterior(
+        data, var_name="x", log_p=stats["log_prior"] + log_likelihood, log_q=stats["log_q"], pointwise=True
+    )
+    weights = np.exp((stats["log_prior"] - stats["log_q"]).values[0])
+    weights, likelihood = weights / weights.sum(0), np.exp(log_likelihood.values[0])
+    exact = problem.log_evidence(x).numpy()
+    errors = ((weights * (likelihood - np.exp(exact))) ** 2).sum(0) / np.exp(2 * exact)  # of a weighted mean
+    return abs(found.elpd_i.values.sum() - exact.sum()), errors.sum() ** 0.5, float(found.pareto_k.max())
+
+
 def main(folder):
     mpl.use("Agg")
     torch.set_default_dtype(torch.float64)
@@ -36,10 +52,11 @@ def main(folder):
     assert abs(elpd(az.loo(equal, var_name="x")) - exact) > 20 * error, "the known-wrong way has to fail"
     assert "a" in str(az.compare({"a": data, "b": equal}, var_name="marginal"))
     if hasattr(az, "loo_approximate_posterior"):
-        stats = data["sample_stats"]
-        log_p = stats["log_prior"] + data["log_likelihood"]["x"]
-        found = az.loo_approximate_posterior(data, var_name="x", log_p=log_p, log_q=stats["log_q"], pointwise=True)
-        assert found.elpd_i.shape == (30,)
+        wide, narrow = approximate(az, scale=2.0, inflate=2.0), approximate(az, scale=0.7, inflate=1.3)
+        assert wide[0] < 5 * wide[1]
+        assert wide[2] < 0.7
+        assert narrow[0] > 5 * narrow[1], "a guide that is narrower than the prior has to fail"
+        assert narrow[2] > 0.7, "and ArviZ to say so"
 
     chains = pv.refine(*pair, x[:3], method="hmc", num_draws=400, num_chains=4, num_warmup=50)
     drawn = pv.to_arviz(*pair, x[:3], draws=chains, num_draws=100)

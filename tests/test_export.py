@@ -68,7 +68,23 @@ def test_weights_are_the_difference_of_their_parts(problem, x):
     parts = stats["log_prior"] + tree["log_likelihood"]["x"] - stats["log_q"]
     np.testing.assert_allclose(stats["log_w"].values, parts.values, rtol=1e-12)
     assert stats["log_w"].dims == ("chain", "draw", "observation")
-    assert (stats["ess"] <= 200).all()
+    log_w = torch.from_numpy(stats["log_w"].values[0])
+    np.testing.assert_allclose(stats["ess"].values, pv.weights.ess(log_w).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(stats["pareto_k"].values, pv.pareto.pareto_k(log_w).numpy(), rtol=1e-12)
+    assert tree["posterior"].attrs["inference_library_version"] == pv.__version__
+
+
+def test_a_refinement_with_weights_is_weighed_by_what_it_was_drawn_from(problem, x):
+    guide = problem.guide(inflate=1.3)
+    draws = pv.refine(problem.model, guide, x, method="svi", num_steps=2, num_draws=50, num_particles=100)
+    tree = pv.to_datatree(problem.model, guide, x, draws=draws, num_draws=20)
+    stats = tree["sample_stats"]
+    parts = stats["log_prior"] + tree["log_likelihood"]["x"] - stats["log_q"]
+    np.testing.assert_allclose(stats["log_w"].values[0], draws.log_w.numpy())
+    np.testing.assert_allclose(parts.values[0], draws.log_w.numpy())
+    error = (draws.log_w.var(0) / 50).sqrt()
+    found = pv.weights.log_mean_exp(draws.log_w) - problem.log_evidence(x)
+    assert (found.abs() < SIGMAS * error + error.square()).all()
 
 
 def test_marginal_replicates_are_those_of_importance_sampling(problem, x):
@@ -86,8 +102,10 @@ def test_draws_at_the_exact_posterior_weigh_log_p(problem, x):
 
 
 def test_resampled_draws_count_the_same_and_are_of_the_posterior(problem, x):
-    tree = pv.to_datatree(problem.model, problem.guide(shift=0.3, inflate=1.5), x, num_draws=4000, resampled=True)
+    tree = pv.to_datatree(problem.model, problem.guide(shift=0.3, inflate=1.5), x, num_draws=2000, resampled=True)
     assert (tree["sample_stats"]["log_w"] == 0).all()
+    assert (tree["sample_stats"]["ess"] < 2000).all(), "resampling makes no draws better"
+    assert np.isfinite(tree["sample_stats"]["pareto_k"]).all()
     z, q = torch.from_numpy(tree["posterior"]["z"].values[0]), problem.posterior(x)
     assert ((z.mean(0) - q.mean).abs() < 0.15 * q.stddev).all()
     rep = tree["posterior_predictive"]["x"].values[0]
@@ -103,6 +121,11 @@ def test_chains_of_a_refinement_stay_chains(problem, x):
     assert tree["posterior"].attrs["draws"] == "hmc"
     with pytest.raises(ConfigError, match="a refinement of 20 datapoints, expected one of the 3"):
         pv.to_datatree(problem.model, guide, x[:3], draws=chains)
+    with pytest.raises(ConfigError, match=r"found latent sites {'w': \[2\]}, expected those of the pair, {'z': \[2\]}"):
+        pv.to_datatree(problem.model, guide, x, draws=chains._replace(z={"w": chains.z["z"]}))
+    with pytest.raises(ConfigError, match=r"draws: found Tensor, expected what pyro_vae\.refine returns"):
+        pv.to_datatree(problem.model, guide, x, draws=chains.z["z"])
+    np.testing.assert_array_equal(tree["sample_stats"]["ess"].values, chains.ess.numpy())
 
 
 def test_labels_of_a_data_frame_are_kept(problem, x):
@@ -118,8 +141,52 @@ def test_labels_of_a_data_array_are_kept(problem, x):
     tree = exported(problem, array)
     assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "day")
     assert [*tree["prior_predictive"]["sensor"].values] == [10, 20, 30]
-    with pytest.raises(ConfigError, match="which are the draws' own"):
-        exported(problem, array.rename(day="draw"))
+    kept = exported(problem, array.assign_coords(site=("day", [*"abcde"] * 4)))
+    assert [*kept["posterior"]["site"].values[:2]] == ["a", "b"]
+    for name, taken in {"day": "draw", "sensor": "z"}.items():
+        with pytest.raises(ConfigError, match=f"x: found dimensions or coordinates called .'{taken}'"):
+            exported(problem, array.rename({name: taken}))
+
+
+AXES = {
+    "levels": pd.MultiIndex.from_product([[*"abcde"], range(4)], names=["plot", "year"]),
+    "days": pd.date_range("2020-01-01", periods=20, name="day"),
+    "days somewhere": pd.date_range("2020-01-01", periods=20, name="day", tz="Europe/Berlin"),
+    "months": pd.period_range("2020-01", periods=20, freq="M"),
+    "mixed": pd.Index(["a", 1, ("b", 2), *range(17)], tupleize_cols=False),
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_any_index_goes_through_a_file(problem, x, tmp_path, axis):
+    data = pd.DataFrame(x.numpy(), index=AXES[axis], columns=[*"abc"])
+    frame, array = (
+        pv.to_datatree(problem.model, problem.guide(), held, num_draws=3)["posterior"].coords
+        for held in (data, xr.DataArray(data).rename({data.columns.name or "dim_1": "feature"}))
+    )
+    for name in {*frame} - {"observation"}:
+        assert np.array_equal(frame[name].values, array[name].values)
+    tree = pv.to_datatree(problem.model, problem.guide(), data, num_draws=3)
+    tree.to_netcdf(tmp_path / "export.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "export.nc", engine="h5netcdf") as again:
+        assert again.load().identical(tree)
+    if axis == "levels":
+        assert [*tree["observed_data"]["plot"].values[:5]] == [*"aaaab"]
+        assert "year" in tree["posterior"].coords
+    if axis == "months":
+        assert "2020-03" in tree["posterior"]["observation"].values
+
+
+def test_labels_are_given_by_dimension(problem, x):
+    tree = exported(problem, x, coords={"z_dim_0": ["slant", "width"], "observation": range(100, 120)})
+    assert tree["prior"]["z"].sel(z_dim_0="slant").shape == (1, 200)
+    assert np.array_equal(tree["posterior"]["z"].sel(observation=104), tree["posterior"]["z"][:, :, 4])
+    with pytest.raises(ConfigError, match="coords: found 1 labels of 'z_dim_0', expected 2"):
+        exported(problem, x, coords={"z_dim_0": ["slant"]})
+    with pytest.raises(
+        ConfigError, match=r"coords: found a dimension 'z', expected some of \['observation', 'z_dim_0'"
+    ):
+        exported(problem, x, coords={"z": ["slant", "width"]})
 
 
 def test_a_vae_an_image_and_several_latent_sites():
