@@ -55,8 +55,9 @@ def to_datatree(
     There are two log-likelihoods. Of ``x`` given its own z, leave-one-out by reweighting is a harmonic mean of infinite
     variance, whatever ArviZ's k-hat is of it: with parameters held, nothing but its own z is known of x. What is meant
     is :math:`\log p(x)`, so ``az.loo(data, var_name="marginal")`` and ``az.compare`` are to be asked for that: each
-    draw of ``marginal`` is a bootstrap replicate of its importance-sampling estimate, and ArviZ's k-hat is of these
-    replicates. Whether the weights are to be trusted is told by ``pareto_k`` of ``sample_stats``. ArviZ 1.x's
+    draw of ``marginal`` is a bootstrap replicate of its importance-sampling estimate. ArviZ's k-hat is of these
+    replicates, and fine where the weights are not: put theirs in its place, ``found.pareto_k =
+    data["sample_stats"]["pareto_k"]``, before ``az.plot_khat(found)``. ArviZ 1.x's
     ``loo_approximate_posterior`` takes ``log_p = log_prior + log_likelihood`` and ``log_q``; it reweights by
     :math:`p(z) / q(z \mid x)`, for which guides are mostly too narrow, and its k-hat says so. For a number with an
     error bar, a direction and a verdict there is :mod:`pyro_vae.evidence`.

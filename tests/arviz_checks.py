@@ -69,7 +69,13 @@ def main(folder):
         az.plot_ppc(equal, num_pp_samples=10)
     else:
         az.plot_ppc_dist(equal, num_samples=10)
-    az.plot_khat(az.loo(data, var_name="marginal", pointwise=True))
+    far = pv.to_arviz(problem.model, problem.guide(shift=1.0), x, num_draws=1000)
+    found = az.loo(far, var_name="marginal", pointwise=True)
+    assert elpd(found) < exact - 5
+    assert np.max(found.pareto_k) < 0.5, "of the replicates, which are no worse for it"
+    found.pareto_k = far["sample_stats"]["pareto_k"]
+    assert np.min(found.pareto_k) > 0.7, "the weights' own says so, of every observation"
+    az.plot_khat(found)
     az.plot_pair(drawn, var_names=["z"], coords={"observation": [0]})
 
     data.to_netcdf(f"{folder}/export.nc")
