@@ -23,7 +23,7 @@ from .particles import Particles, draw_particles
 from .predictive import prior_predictive, replicates
 from .probing import vectorizes
 from .resampling import systematic
-from .sites import Sites, particle_plate, weigh, with_values
+from .sites import Sites, Vectorized, particle_plate, weigh, with_values
 from .traces import Program, replay, trace
 from .weights import ess
 
@@ -98,8 +98,9 @@ def to_datatree(
         if resampled:
             drawn = drawn.resampled()
         chains, z, log_w = drawn.num_chains, drawn.z, drawn.log_w
-        sites = _scored(model, guide, x, z)
-        again = replicates(model, z, x, vectorizes(model, guide, (x,), {}))
+        together = vectorizes(model, guide, (x,), {})
+        sites = _scored(model, guide, x, z, together)
+        again = replicates(model, z, x, together)
         values = dict.fromkeys(again, x) if len(again) == 1 else Density(model, guide, x).observed()
         prior = _prior(model, num_draws)
         marginal = _replicated(own.log_w, len(log_w))
@@ -214,9 +215,9 @@ def _replicated(log_w: Tensor, num: int) -> Tensor:
     return mean.clamp(min=torch.finfo(torch.float64).tiny).log() + largest
 
 
-def _scored(model: Program, guide: Program, x: Tensor, z: dict[str, Tensor]) -> Sites:
+def _scored(model: Program, guide: Program, x: Tensor, z: dict[str, Tensor], vectorized: Vectorized) -> Sites:
     """The densities of model and guide at these draws, site by site."""
-    num, vectorized = len(next(iter(z.values()))), vectorizes(model, guide, (x,), {})
+    num = len(next(iter(z.values())))
     start = trace(guide, (x,), {})
     if num > 1 and vectorized.guide:
         with particle_plate(num):

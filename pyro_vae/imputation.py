@@ -21,7 +21,7 @@ from .pareto import pareto_k
 from .predictive import Weighted, replicates, weighted_blocks
 from .reliability import Judgement
 from .traces import Program
-from .weights import ess, normalized_weights, quantile
+from .weights import ess, quantile, weights_of
 
 
 class Imputation(NamedTuple):
@@ -131,7 +131,7 @@ def _imputed(model: Program, block: Weighted, num_imputations: int, level: float
     if len(sites) != 1:
         raise PairError(f"found observed sites {sorted(sites)}, expected one, whose missing values are imputed")
     ((values, fns),) = sites.values()
-    weights = normalized_weights(block.log_w).reshape(*block.log_w.shape, *[1] * (values.ndim - 2))
+    weights = weights_of(values, block.log_w)
     means = fns[0].mean if len(fns) == 1 and len(values) > 1 else torch.stack([fn.mean for fn in fns])
     chosen = block._replace(z={"x": values}).resampled(num_imputations)["x"]
     missing, x = block.x.isnan(), block.x.nan_to_num()

@@ -34,7 +34,7 @@ from .reliability import Judgement, judge
 from .resampling import systematic
 from .sites import Vectorized, particle_plate
 from .traces import Program, sample_sites, trace
-from .weights import ess, log_mean_exp, log_mean_exp_stderr, normalized_weights
+from .weights import ess, log_mean_exp, log_mean_exp_stderr, weights_of
 
 
 class Weighted(NamedTuple):
@@ -59,8 +59,8 @@ class Weighted(NamedTuple):
 
     def resampled(self, num: int) -> dict[str, Tensor]:
         """``num`` draws of z for each datapoint, in proportion to the weights and in random order."""
-        index = systematic(self.log_w.repeat(-(-num // len(self.log_w)), 1))
-        index = index.gather(0, torch.rand(index.shape, device=index.device).argsort(0))[:num] % len(self.log_w)
+        index = systematic(self.log_w, num)
+        index = index.gather(0, torch.rand(index.shape, device=index.device).argsort(0))
         rows = torch.arange(index.shape[1], device=index.device)
         return {name: value[index, rows] for name, value in self.z.items()}
 
@@ -217,7 +217,7 @@ def predict(
             if not isinstance(values, Tensor) or values.shape[:2] != block.log_w.shape:
                 found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise PairError(f"function: expected {tuple(block.log_w.shape)} and further dimensions, got {found}")
-            weights = normalized_weights(block.log_w).reshape(*block.log_w.shape, *[1] * (values.ndim - 2))
+            weights = weights_of(values, block.log_w)
             mean = (weights * values).sum(0)
             stderr = (weights * (values - mean)).square().sum(0).sqrt()
             parts.append((mean, stderr, ess(block.log_w), pareto_k(block.log_w), block.judgement))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .arrays import find_device
 from .batches import batch_of, fingerprint, presented
 from .errors import ConfigError, NonFiniteLossError, require_count
-from .modules import evaluating, takes_missing
+from .modules import evaluating, programs_of, takes_missing
 from .objectives import ELBO, Objective
 from .objectives.module import ObjectiveModule
 from .randomness import seeded
@@ -103,7 +103,7 @@ def fit(
         >>> history.epochs[-1].train_bound > history.epochs[0].train_bound
         True
     """
-    model, guide = pair if isinstance(pair, (tuple, list)) else (pair.model, pair.guide)
+    model, guide = programs_of(pair)
     missing = takes_missing(model, guide)
     data = presented(x, missing=missing)
     held_out = None if validation is None else presented(validation, "validation", missing=missing)

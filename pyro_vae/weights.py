@@ -19,6 +19,7 @@ __all__ = [
     "renyi",
     "tvo",
     "ungrouped",
+    "weights_of",
 ]
 
 import math
@@ -97,6 +98,16 @@ def ess(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "*batch"]:
     return LogMoments.of(log_w).ess.to(log_w.dtype)
 
 
+def weights_of(values: Tensor, log_w: Float[Tensor, "particles *batch"]) -> Tensor:
+    """Normalised weights with as many dimensions as the values ``[particles, *batch, ...]`` that they are of.
+
+    Example:
+        >>> weights_of(torch.zeros(2, 3, 5), torch.zeros(2, 3)).shape
+        torch.Size([2, 3, 1])
+    """
+    return normalized_weights(log_w).reshape(*log_w.shape, *[1] * (values.ndim - log_w.ndim))
+
+
 def quantile(
     values: Float[Tensor, "particles *batch_and_event"], log_w: Float[Tensor, "particles *batch"], level: float
 ) -> Tensor:
@@ -106,7 +117,7 @@ def quantile(
         >>> quantile(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.5, 0.2, 0.3]).log(), 0.5)
         tensor(2.)
     """
-    weights = normalized_weights(log_w).reshape(*log_w.shape, *[1] * (values.ndim - log_w.ndim)).expand_as(values)
+    weights = weights_of(values, log_w).expand_as(values)
     ordered, order = values.sort(0)
     reached = weights.gather(0, order).cumsum(0)
     first = (reached < level * reached[-1:]).sum(0, keepdim=True)

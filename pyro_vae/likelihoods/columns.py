@@ -81,14 +81,7 @@ class Columns(Likelihood):
         return held
 
     def output_bias(self, mean: Tensor) -> Tensor:
-        starts = {0: lambda value: [value, torch.zeros_like(value)], 1: lambda value: [value.clamp(min=1e-3).log()]}
-        return torch.stack(
-            [
-                start
-                for value, number in zip(mean, self.num_categories, strict=True)
-                for start in starts.get(number, lambda _, number=number: [mean.new_zeros(())] * number)(value)
-            ]
-        )
+        return torch.cat([_start(value, number) for value, number in zip(mean, self.num_categories, strict=True)])
 
     def _block(self, number: int, params: Tensor) -> Any:
         """The columns of one kind, of the parameters ``[*lead, columns, size]``."""
@@ -143,6 +136,13 @@ class _Columns(TorchDistribution):
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         like = next((part for part in parts if part.is_floating_point()), parts[0])
         return torch.cat([part.to(like) for part in parts], -1)[..., self.back.to(like.device)]
+
+
+def _start(mean: Tensor, number: int) -> Tensor:
+    """The parameters of a column of this mean; of categories all the same, whose mean number says little."""
+    if number == 0:
+        return torch.stack([mean, torch.zeros_like(mean)])
+    return mean.clamp(min=1e-3).log()[None] if number == 1 else mean.new_zeros(number)
 
 
 def _moments(fn: Any) -> tuple[Tensor, Tensor]:
