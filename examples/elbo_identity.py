@@ -67,12 +67,12 @@ def main() -> None:
         print(f"{name}: at most {deviation.max():.1e} nats at any digit")
     axes["B"].axhline(TOLERANCE, color="0.5", ls="--", label="tolerance")
     axes["B"].set(xlabel="digit", ylabel="nats", yscale="log", ylim=(None, 1e-3), title="what does not add up")
-    draws, along = np.array([1, 10, 100]), np.linspace(0, 2.4)
+    draws, along = [1, 10, 100], np.linspace(0, 2.4)
     for form, (side, colour) in FORMS.items():
         losses = [pv.objectives.ELBO(num_particles=L, analytic_kl=side == "low")(vae.model, vae.guide) for L in draws]
         errors = [torch.stack([loss.bound(x) for _ in range(repeats)]) - elbo for loss in losses]
         spread = np.sqrt([each.var(0).mean() for each in errors])
-        print(f"{form}: standard deviation times root L for L = {draws}: {spread * draws**0.5} nats")
+        print(f"{form}: standard deviation times root L for L = {draws}: {spread * np.sqrt(draws)} nats")
         violins = axes["C"].violinplot([each.flatten() for each in errors], range(3), side=side, showextrema=False)
         for body in violins["bodies"]:
             body.set(color=colour, alpha=0.6)

@@ -1,11 +1,13 @@
 """Every example runs under --smoke, is short, and says in words what it shows. A new one is found by itself."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -14,11 +16,26 @@ def test_there_are_examples():
     assert EXAMPLES
 
 
+@pytest.fixture(autouse=True)
+def _own_default_dtype():
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_in_smoke_mode(path, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(path), "--smoke"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+def test_example_runs_in_smoke_mode(path, tmp_path, monkeypatch, capsys):
+    """In this process, whose warnings are errors: to import torch and Pyro anew takes longer than the examples do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path), "--smoke"])
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out.strip()
+
+
+def test_an_example_runs_by_itself(tmp_path):
+    command = [sys.executable, "-W", "error", str(EXAMPLES[0]), "--smoke"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
