@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -16,19 +15,11 @@ def test_there_are_examples():
     assert EXAMPLES
 
 
-@pytest.fixture(autouse=True)
-def _own_default_dtype():
-    before = torch.get_default_dtype()
-    yield
-    torch.set_default_dtype(before)
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_in_smoke_mode(path, tmp_path, monkeypatch, capsys):
     """In this process, whose warnings are errors: to import torch and Pyro anew takes longer than the examples do."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path), "--smoke"])
-    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
 

@@ -296,9 +296,9 @@ WAYS = by_svi, by_torch, by_fit
 # The ways are taken in turn: each objective meets every pair, and every way, and each pair meets every way. That the
 # gradient is the same by all of them is tested for each of the products.
 TRAINING = [
-    pytest.param(make, build, WAYS[(row + column) % len(WAYS)], id=f"{name}-{build.__name__}")
+    pytest.param(make, build, train := WAYS[(row + column) % len(WAYS)], id=f"{name}-{pair}-{train.__name__}")
     for row, (name, make) in enumerate(OBJECTIVES.items())
-    for column, build in enumerate(PAIRS.values())
+    for column, (pair, build) in enumerate(PAIRS.items())
 ]
 
 
