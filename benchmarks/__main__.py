@@ -10,7 +10,17 @@ from collections.abc import Sequence
 
 from pyro_vae.errors import PyroVaeError
 
-from . import bounds, digits_truth, evidence_cost, fifty_latents, gradient_cost, inpainting, layers, refinement
+from . import (
+    bounds,
+    digits_truth,
+    evidence_cost,
+    fifty_latents,
+    gradient_cost,
+    inpainting,
+    layers,
+    prior_vae,
+    refinement,
+)
 
 BENCHMARKS = {
     "bounds": bounds,
@@ -20,6 +30,7 @@ BENCHMARKS = {
     "gradient_cost": gradient_cost,
     "inpainting": inpainting,
     "layers": layers,
+    "prior_vae": prior_vae,
     "refinement": refinement,
 }
 INTERRUPTED = 130

@@ -12,6 +12,7 @@ __all__ = [
     "VAE",
     "Comparison",
     "Evaluation",
+    "GaussianFields",
     "HierarchicalVAE",
     "History",
     "Imputation",
@@ -57,6 +58,7 @@ _HOMES = {
     "VAE": "vae",
     "Comparison": "comparison",
     "Evaluation": "evaluation",
+    "GaussianFields": "gaussian_fields",
     "HierarchicalVAE": "hierarchical",
     "History": "training_state",
     "Imputation": "imputation",
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .export import to_arviz, to_datatree
     from .field_prior import decoder_prior
+    from .gaussian_fields import GaussianFields
     from .hierarchical import HierarchicalVAE
     from .imputation import Imputation, impute
     from .missing import Incomplete

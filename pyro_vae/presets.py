@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-__all__ = ["PRESETS", "burda_two_layer_vae", "burda_vae", "conv_vae", "mlp_vae", "table_vae"]
+__all__ = ["PRESETS", "burda_two_layer_vae", "burda_vae", "conv_vae", "mlp_vae", "ppca_vae", "table_vae"]
 
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from .arrays import as_tensor
 from .errors import ConfigError
 from .hierarchical import HierarchicalVAE
-from .likelihoods import Bernoulli, Columns, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
+from .likelihoods import Bernoulli, Columns, Gaussian
+from .named_parts import (
+    LikelihoodName,
+    PosteriorName,
+    PriorName,
+    likelihood_named,
+    posterior_named,
+    prior_named,
+    started_at_mean,
+)
 from .nn import MLP, ConvDecoder, ConvEncoder
 from .pair import Pair
-from .posteriors import DiagonalNormal, FullNormal, Posterior
-from .priors import GaussianMixture, Prior, StandardNormal, VampPrior
+from .posteriors import DiagonalNormal
+from .ppca import PPCA, PPCADecoder, PPCAEncoder
+from .priors import StandardNormal
 from .tables import ColumnsEncoder, Kind
 from .vae import VAE
 
-LikelihoodName = Literal["bernoulli", "gaussian", "continuous_bernoulli", "discretised_logistic"]
-PriorName = Literal["standard", "mixture", "vamp"]
-PosteriorName = Literal["diagonal", "full"]
 P = ParamSpec("P")
 Built = TypeVar("Built", bound=Pair)
-Net = TypeVar("Net", MLP, ConvDecoder)
-Made = TypeVar("Made", bound=Callable[[], nn.Module])
+_START = ("data_mean", "data_covariance")  # where the parameters start is not needed to read others
 
 PRESETS: dict[str, Callable[..., Pair]] = {}
 """Every preset by name: what a checkpoint looks up to rebuild a model."""
@@ -44,7 +46,7 @@ def _preset(build: Callable[P, Built]) -> Callable[P, Built]:
         vae = build(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        arguments = {key: value for key, value in bound.arguments.items() if key != "data_mean"}
+        arguments = {key: value for key, value in bound.arguments.items() if key not in _START}
         vae.recipe = {"preset": build.__name__, **arguments}
         return vae
 
@@ -92,14 +94,14 @@ def mlp_vae(
         >>> vae.sample(3).shape
         torch.Size([3, 64])
     """
-    observe = _likelihood(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
-    family = _posterior(posterior, latent_dim)
-    decoder = _started(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
+    observe = likelihood_named(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
+    family = posterior_named(posterior, latent_dim)
+    decoder = started_at_mean(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
     encoder = MLP(data_shape, hidden, family.param_shape)  # second: the order of the draws is part of what a seed means
     return VAE(
         encoder=encoder,
         decoder=decoder,
-        prior=_prior(prior, num_components, encoder, family, observe, data_mean),
+        prior=prior_named(prior, num_components, encoder, family, observe, data_mean),
         likelihood=observe,
         posterior=family,
         name=name,
@@ -132,15 +134,62 @@ def table_vae(
     """
     if prior == "vamp":
         raise ConfigError("prior='vamp': pseudo-inputs are no categories: expected 'standard' or 'mixture'")
-    observe, family = Columns(kinds), _posterior(posterior, latent_dim)
-    decoder = _started(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
+    observe, family = Columns(kinds), posterior_named(posterior, latent_dim)
+    decoder = started_at_mean(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
     encoder = ColumnsEncoder(kinds, lambda size: MLP(size, hidden, family.param_shape))
     return VAE(
         encoder=encoder,
         decoder=decoder,
-        prior=_prior(prior, num_components, encoder, family, observe, data_mean),
+        prior=prior_named(prior, num_components, encoder, family, observe, data_mean),
         likelihood=observe,
         posterior=family,
+        name=name,
+    )
+
+
+@_preset
+def ppca_vae(
+    *,
+    data_shape: Sequence[int],
+    latent_dim: int = 8,
+    hidden: Sequence[int] = (128,),
+    likelihood_scale: float | Literal["learned"] = "learned",
+    data_mean: Any = None,
+    data_covariance: Any = None,
+    name: str = "vae",
+) -> VAE:
+    r"""A VAE of real-valued data that starts as probabilistic PCA, and learns by perceptrons what is not linear.
+
+    Before a step of training it is the linear model with the greatest likelihood, and its guide the best diagonal
+    Gaussian for that, whichever entries are missing; see :class:`~pyro_vae.ppca.PPCA`.
+
+    Arguments:
+        data_shape, latent_dim, hidden, name: As for :func:`mlp_vae`.
+        likelihood_scale: Of the Gaussian likelihood: a number, or ``"learned"`` for one per entry of x.
+        data_mean: The mean of the training data, ``data_shape``; zero by default.
+        data_covariance: Their covariance, ``[d, d]`` for data of d entries, such as ``pandas.DataFrame(x).cov()`` of
+            incomplete ones; by default the identity, which has no leading axes: then all that is linear starts at zero.
+
+    Errors:
+        ConfigError: for a covariance that does not belong to data of this shape.
+
+    References:
+        | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
+        | https://doi.org/10.1111/1467-9868.00196
+
+    Example:
+        >>> vae = ppca_vae(data_shape=(3,), latent_dim=1, data_covariance=torch.diag(torch.tensor([5.0, 1.0, 1.0])))
+        >>> vae.decode(torch.ones(1, 1)).mean.detach().abs()
+        tensor([[2., 0., 0.]])
+    """
+    known = None if likelihood_scale == "learned" else likelihood_scale
+    start = PPCA.most_likely(data_shape, latent_dim, mean=data_mean, covariance=data_covariance, scale=known)
+    return VAE(
+        encoder=PPCAEncoder(hidden, start),
+        decoder=PPCADecoder(tuple(hidden)[::-1], start),
+        prior=StandardNormal(latent_dim),
+        likelihood=Gaussian(data_shape, scale=likelihood_scale, start_scale=start.scale),
+        posterior=DiagonalNormal(latent_dim),
         name=name,
     )
 
@@ -179,14 +228,14 @@ def conv_vae(
         >>> vae.sample(3).shape
         torch.Size([3, 3, 32, 32])
     """
-    observe = _likelihood(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
-    family = _posterior(posterior, latent_dim)
+    observe = likelihood_named(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
+    family = posterior_named(posterior, latent_dim)
     decoder = ConvDecoder(latent_dim, tuple(channels)[::-1], observe.param_shape, num_blocks=num_blocks)
     encoder = ConvEncoder(data_shape, channels, family.param_shape, num_blocks=num_blocks)
     return VAE(
         encoder=encoder,
-        decoder=_started(decoder, observe, data_mean),
-        prior=_prior(prior, num_components, encoder, family, observe, data_mean),
+        decoder=started_at_mean(decoder, observe, data_mean),
+        prior=prior_named(prior, num_components, encoder, family, observe, data_mean),
         likelihood=observe,
         posterior=family,
         name=name,
@@ -244,59 +293,10 @@ def burda_two_layer_vae(
         ],
         posteriors=posteriors,
         decoders=[
-            _started(MLP(low, (200, 200), observe.param_shape), observe, data_mean),
+            started_at_mean(MLP(low, (200, 200), observe.param_shape), observe, data_mean),
             MLP(high, (100, 100), posteriors[0].param_shape),
         ],
         prior=StandardNormal(high),
         likelihood=observe,
         name=name,
     )
-
-
-def _likelihood(name: str, data_shape: Sequence[int], scale: Any, relaxed: bool, num_levels: int) -> Likelihood:
-    makers: dict[str, Callable[[], Likelihood]] = {
-        "bernoulli": lambda: Bernoulli(data_shape, relaxed=relaxed),
-        "gaussian": lambda: Gaussian(data_shape, scale=scale),
-        "continuous_bernoulli": lambda: ContinuousBernoulli(data_shape),
-        "discretised_logistic": lambda: DiscretisedLogistic(data_shape, num_levels=num_levels, scale=scale),
-    }
-    return _chosen("likelihood", name, makers)()
-
-
-def _posterior(name: str, latent_dim: int) -> Posterior:
-    makers: dict[str, Callable[[], Posterior]] = {
-        "diagonal": lambda: DiagonalNormal(latent_dim),
-        "full": lambda: FullNormal(latent_dim),
-    }
-    return _chosen("posterior", name, makers)()
-
-
-def _prior(name: str, num: int, encoder: nn.Module, posterior: Posterior, observe: Likelihood, data_mean: Any) -> Prior:
-    latent_dim = posterior.latent_dim
-    makers: dict[str, Callable[[], Prior]] = {
-        "standard": lambda: StandardNormal(latent_dim),
-        "mixture": lambda: GaussianMixture(latent_dim, num_components=num),
-        "vamp": lambda: VampPrior(_around(data_mean, num, observe), encoder, posterior, latent_dim=latent_dim),
-    }
-    return _chosen("prior", name, makers)()
-
-
-def _chosen(option: str, name: str, makers: dict[str, Made]) -> Made:
-    if name not in makers:
-        raise ConfigError(f"{option}={name!r}: expected one of {', '.join(map(repr, makers))}")
-    return makers[name]
-
-
-def _around(data_mean: Any, num: int, observe: Likelihood) -> Tensor:
-    """Where pseudo-inputs start that nobody has given: at the mean of the data, and a little off it."""
-    mean = torch.zeros(observe.data_shape) if data_mean is None else as_tensor(data_mean).float()
-    return mean + 0.1 * torch.randn(num, *observe.data_shape)
-
-
-@torch.no_grad()
-def _started(decoder: Net, likelihood: Likelihood, data_mean: Any) -> Net:
-    """The decoder, its output bias where it predicts the mean of the data."""
-    if data_mean is not None:
-        mean = as_tensor(data_mean).to(decoder.output_bias).reshape(likelihood.data_shape)
-        decoder.output_bias.copy_(likelihood.output_bias(mean))
-    return decoder

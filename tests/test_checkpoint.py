@@ -55,6 +55,9 @@ VAES = {
         num_levels=17,
         likelihood_scale="learned",
     ),
+    "started as probabilistic PCA": lambda: pv.presets.ppca_vae(
+        data_shape=(2, 2), latent_dim=3, hidden=(8,), data_mean=torch.arange(4.0), data_covariance=torch.eye(4) + 1
+    ),
     "a table": lambda: pv.presets.table_vae(kinds=["normal", "count", ["categorical", 3]], latent_dim=2, hidden=(8,)),
     "continuous bernoulli": lambda: mlp_vae(
         data_shape=(6,), latent_dim=2, hidden=(8,), likelihood="continuous_bernoulli"

@@ -11,14 +11,14 @@ import pyro_vae
 # a star stands for the files that no other entry names.
 FLOORS = """
 errors
-arrays files hmc labels lattices moments pareto randomness reliability resampling schedules
+arrays files gaussian_fields hmc labels lattices moments pareto randomness reliability resampling schedules
 weights
 nn
 modules
 data embedding inspection likelihoods.base missing tables pairwise reporting posteriors
-priors likelihoods.*
+ppca priors likelihoods.*
 likelihoods
-batches pair problems
+batches named_parts pair problems
 hierarchical vae
 field_prior presets
 traces

@@ -1,0 +1,264 @@
+r"""PriorVAE: a VAE of Gaussian-process draws as the prior of a regression, against the exact Gaussian process.
+
+A thousand places on a line; functions with a squared-exponential covariance whose length is unknown, uniform in
+[0.1, 0.4]. A VAE is trained on draws of their twelve leading coefficients. Then, for each of several functions, twenty
+noisy values are given: Pyro's NUTS draws from the posterior with the decoder as the prior, and what it finds is held
+against the exact answer, a mixture over the lengths. Beside it, the same for one Gaussian with the average covariance,
+which is where the VAE's training starts. Then the time, in turns, of what an inference at n = 1,000 is made of.
+"""
+
+from __future__ import annotations
+
+__all__ = ["add_arguments", "run"]
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import MCMC, NUTS
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from torch import Tensor
+from torch.distributions import MixtureSameFamily
+
+import pyro_vae as pv
+from pyro_vae.likelihoods.base import bisect
+
+from .provenance import Clock, origin, write
+
+_PLACES = torch.linspace(0, 1, 1000, dtype=torch.float64)
+_SHORT, _LONG, _NOISE, _CHAINS = 0.1, 0.4, 0.1, 4
+_TAILS = torch.tensor([0.05, 0.95])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Write ``prior_vae.json``."""
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", message=".*torch.jit")  # Pyro compiles with it
+    clock = Clock()
+    num_lengths, num_epochs, num_problems, num_draws, turns = (4, 2, 1, 20, 1) if args.smoke else (64, 500, 20, 1000, 5)
+    lengths = torch.linspace(_SHORT, _LONG, 2 * num_lengths + 1)[1::2].tolist()  # the middles of as many intervals
+    fields = pv.GaussianFields(_covariance, lengths, num_coefficients=12, num_draws=5120)
+    average = torch.stack([_covariance(length) for length in lengths]).mean(0)
+    gaussian = pv.GaussianFields(lambda _: average, [None], num_coefficients=12)
+    vae, training = _trained(fields, num_epochs, args.seed)
+    prior, before = pv.decoder_prior(vae), [value.clone() for value in vae.state_dict().values()]
+    problems = []
+    for number in range(num_problems):
+        torch.manual_seed(args.seed + number)
+        problems.append(_problem(fields, gaussian, prior, num_draws))
+        print(number, problems[-1])
+    whos = ("vae", "one_gaussian", "exact")
+    record = {
+        **origin(argv, seed=args.seed),
+        "lengths": [_SHORT, _LONG, num_lengths],
+        "left_out": fields.left_out,
+        "training": {"epochs": num_epochs, **training},
+        "draws": [_CHAINS, num_draws],
+        "answers": {who: _mean_of([problem[who] for problem in problems]) for who in whos},
+        "worst_r_hat": max(problem["r_hat"] for problem in problems),
+        "decoder_untouched": all(map(torch.equal, before, vae.state_dict().values())),
+        "problems": problems,
+        "time": _times(fields, prior, turns, num_draws),
+    }
+    write(args.out / "prior_vae.json", {**record, **clock.read()})
+
+
+def _covariance(length: Any) -> Tensor:
+    return torch.exp(-(((_PLACES[:, None] - _PLACES) / length) ** 2) / 2)
+
+
+def _trained(fields: pv.GaussianFields, num_epochs: int, seed: int) -> tuple[pv.VAE, dict[str, float]]:
+    """The VAE, and how far the law of its draws is from that of the fields: KL, by log p on either side."""
+    torch.manual_seed(seed)
+    vae = pv.presets.ppca_vae(
+        data_shape=(12,),
+        latent_dim=16,
+        hidden=(128, 128),
+        likelihood_scale=fields.noise,
+        data_covariance=fields.data_covariance,
+    )
+    x, start = fields[:2000], time.perf_counter()
+    pv.fit(
+        vae,
+        fields,
+        num_epochs=num_epochs,
+        batch_size=256,
+        learning_rate=2e-3,
+        schedule="cosine",
+        objective=pv.objectives.IWAE(num_particles=8),
+        seed=seed,
+    )
+    seconds = time.perf_counter() - start
+    evidence = pv.evidence.importance(vae.model, vae.guide, x, num_particles=1000, seed=seed)
+    kl = fields.log_prob(x) - evidence.value
+    return vae, {"seconds": seconds, "kl": kl.mean().item(), "kl_stderr": (kl.std() / len(kl) ** 0.5).item()}
+
+
+def _problem(fields: pv.GaussianFields, gaussian: pv.GaussianFields, prior: Any, num_draws: int) -> dict[str, Any]:
+    """Twenty noisy values of a function whose length is none of the grid's, and three answers."""
+    f, _ = _function()
+    places = torch.randperm(len(_PLACES))[:20]
+    y = f[places] + _NOISE * torch.randn(20)
+    exact, one = (each.given(places, y, scale=_NOISE) for each in (fields, gaussian))
+    z, seconds = _posterior(lambda: fields.basis[places] @ prior(), y, num_draws, _CHAINS)
+    draws = _at_all_places(fields, prior, z)
+    return {
+        "vae": _held_against(exact, f, draws.mean(0), draws.std(0), draws.quantile(_TAILS.double(), 0)),
+        "one_gaussian": _held_against(exact, f, one.mean, one.stddev, _quantiles(one)),
+        "exact": _held_against(exact, f, exact.mean, exact.stddev, _quantiles(exact)),
+        "r_hat": split_gelman_rubin(z).max().item(),
+        "effective_draws": effective_sample_size(z).min().item(),
+        "seconds": seconds,
+    }
+
+
+def _function() -> tuple[Tensor, float]:
+    """All thousand values, and the length."""
+    length = torch.empty(()).uniform_(_SHORT, _LONG).item()
+    return _factor(_covariance(length)) @ torch.randn(len(_PLACES), dtype=torch.float64), length
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    return torch.linalg.cholesky(covariance + 1e-8 * torch.eye(len(covariance), dtype=torch.float64))
+
+
+def _posterior(field: Callable[[], Tensor], y: Tensor, num_draws: int, num_chains: int) -> tuple[Tensor, float]:
+    """The noise behind the coefficients, ``[chains, draws, latent]``, and the seconds it took."""
+
+    def model() -> None:
+        pyro.sample("y", dist.Normal(field(), _NOISE).to_event(1), obs=y.float())
+
+    start = time.perf_counter()
+    kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True)
+    chains = [MCMC(kernel, num_draws, num_draws // 2, disable_progbar=True) for _ in range(num_chains)]
+    z = torch.stack([chain.run() or chain.get_samples()["field/z"] for chain in chains])
+    return z, time.perf_counter() - start
+
+
+def _at_all_places(fields: pv.GaussianFields, prior: Any, z: Tensor) -> Tensor:
+    return (prior.at({"z": z.flatten(0, 1)}).mean @ fields.basis.T).double()
+
+
+def _held_against(
+    exact: MixtureSameFamily, f: Tensor, mean: Tensor, scale: Tensor, interval: Tensor
+) -> dict[str, float]:
+    """Averages over all places; ``interval`` is said to hold f with a probability of 90%."""
+    low, high = interval
+    return {
+        "mean_error": ((mean - exact.mean) / exact.stddev).square().mean().sqrt().item(),
+        "scale_ratio": (scale / exact.stddev).mean().item(),
+        "exact_probability": (exact.cdf(high) - exact.cdf(low)).mean().item(),
+        "holds_truth": ((f > low) & (f < high)).double().mean().item(),
+    }
+
+
+def _quantiles(p: MixtureSameFamily) -> Tensor:
+    far = 10 * p.stddev
+    return torch.stack([bisect(p.cdf, tail.expand_as(far), p.mean - far, p.mean + far) for tail in _TAILS.double()])
+
+
+def _mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+
+
+def _times(fields: pv.GaussianFields, prior: Any, turns: int, num_draws: int) -> dict[str, Any]:
+    """Medians of as many turns, each of which does all once, of seconds on one function with a value at every place."""
+    f, _ = _function()
+    y = f + _NOISE * torch.randn(len(f))
+    work = {
+        "gradient_gp": lambda: _seconds(lambda: _gradient_gp(y)),
+        "gradient_gp_twenty": lambda: _seconds(lambda: _gradient_gp_marginal(y, torch.arange(0, 1000, 50))),
+        "gradient_gp_marginal": lambda: _seconds(lambda: _gradient_gp_marginal(y, torch.arange(1000))),
+        "gradient_vae": lambda: _seconds(lambda: _gradient_vae(fields, prior, y), 20),
+        "effective_draw_gp_marginal": lambda: _per_effective_draw(lambda: _draws_gp(y, max(num_draws // 10, 10))),
+        "effective_draw_vae": lambda: _per_effective_draw(lambda: _draws_vae(fields, prior, y, num_draws)),
+    }
+    found = {name: [] for name in work}
+    for _ in range(turns):
+        for name, measure in work.items():
+            found[name].append(measure())
+    medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+    ratios = {
+        "gradient": medians["gradient_gp"] / medians["gradient_vae"],
+        "effective_draw": medians["effective_draw_gp_marginal"] / medians["effective_draw_vae"],
+    }
+    return {"seconds": medians, "gp_over_vae": ratios, "turns": found}
+
+
+def _seconds(do: Callable[[], object], times: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        do()
+    return (time.perf_counter() - start) / times
+
+
+def _per_effective_draw(draw: Callable[[], Tensor]) -> float:
+    """Over the least effective number of draws of twenty values of the function."""
+    start = time.perf_counter()
+    draws = draw()
+    return (time.perf_counter() - start) / effective_sample_size(draws[None, :, ::50]).min().item()
+
+
+def _gradient_gp(y: Tensor) -> None:
+    """Of log p(y, f, length) with white noise behind f: what any likelihood but the Gaussian needs."""
+    noise, log_length = torch.randn(len(y), dtype=torch.float64, requires_grad=True), _log_length()
+    f = _factor(_covariance(log_length.exp())) @ noise
+    (-(noise.square().sum() + ((y - f) / _NOISE).square().sum()) / 2).backward()
+
+
+def _gradient_gp_marginal(y: Tensor, places: Tensor) -> None:
+    """Of log p(y, length), f integrated out: a Gaussian likelihood allows that."""
+    x = _PLACES[places]
+    covariance = (
+        torch.exp(-(((x[:, None] - x) / _log_length().exp()) ** 2) / 2) + _NOISE**2 * torch.eye(len(x)).double()
+    )
+    dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(y[places]).backward()
+
+
+def _log_length() -> Tensor:
+    return torch.tensor(-1.5, dtype=torch.float64, requires_grad=True)
+
+
+def _gradient_vae(fields: pv.GaussianFields, prior: Any, y: Tensor) -> None:
+    z = torch.randn(16, requires_grad=True)
+    f = fields.basis @ prior.at({"z": z}).mean
+    (-(z.square().sum() + ((y.float() - f) / _NOISE).square().sum()) / 2).backward()
+
+
+def _draws_vae(fields: pv.GaussianFields, prior: Any, y: Tensor, num_draws: int) -> Tensor:
+    return _at_all_places(fields, prior, _posterior(lambda: fields.basis @ prior(), y, num_draws, 1)[0])
+
+
+def _draws_gp(y: Tensor, num_draws: int) -> Tensor:
+    """NUTS over the length, and for each a draw of f given y: a draw from the prior, moved by what it gets wrong."""
+    noise = _NOISE**2 * torch.eye(len(y), dtype=torch.float64)
+
+    def model() -> None:
+        length = pyro.sample("length", dist.Uniform(torch.tensor(_SHORT).double(), torch.tensor(_LONG).double()))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(y), _covariance(length) + noise), obs=y)
+
+    chain = MCMC(NUTS(model), num_draws, num_draws // 2, disable_progbar=True)
+    chain.run()
+    draws = []
+    for length in chain.get_samples()["length"]:
+        covariance = _covariance(length)
+        f = _factor(covariance) @ torch.randn_like(y)
+        wrong = y - f - _NOISE * torch.randn_like(y)
+        draws.append(
+            f + covariance @ torch.cholesky_solve(wrong[:, None], torch.linalg.cholesky(covariance + noise))[:, 0]
+        )
+    return torch.stack(draws)
