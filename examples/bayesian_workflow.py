@@ -6,7 +6,6 @@ which scans to look at: log p(whole) against log p(upper) + log p(lower). A look
 """
 
 import argparse
-import math
 import warnings
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def edges(x: torch.Tensor) -> torch.Tensor:
 
 def cost(score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of a scan on average, and its standard error; scores ``[genuine or glued, n]``."""
-    looked_at = (math.log(GLUED / (1 - GLUED)) - score).sigmoid() * MISS > LOOK
+    looked_at = (torch.tensor(GLUED).logit() - score).sigmoid() * MISS > LOOK
     each, share = torch.where(looked_at, LOOK, torch.tensor([[0.0], [MISS]])), torch.tensor([1 - GLUED, GLUED])
     return share @ each.mean(1), (share**2 @ each.var(1) / each.shape[1]).sqrt()
 
@@ -54,12 +53,12 @@ def main() -> None:
         exported[f"{latent_dim} latents"] = pv.to_arviz(vae, x, num_draws=num // 4)
     drawn |= {"trained": edges(pv.prior_predictive(vae.model, 1000)["x"]), "held-out digits": edges(x)}
     replicated = edges(pv.posterior_predictive(vae.model, vae.guide, x, num_draws=200)["x"])
-    small, large = (pv.evidence.importance(each.model, each.guide, x, num_particles=num) for each in vaes.values())
+    small, large = (pv.evidence.importance(v.model, v.guide, x, proposal="refined", seed=1) for v in vaes.values())
     loo = az.compare(exported, var_name="marginal").iloc[1]
     refined = pv.refine(vae.model, vae.guide, x, method="svi")
     pair, scans = pv.Incomplete(vae), torch.cat([x, torch.cat([x[:, :4], x.roll(1, 0)[:, 4:]], 1)])
-    scores = {"never look": torch.full((2, len(x)), torch.inf), "always look": torch.full((2, len(x)), -torch.inf)}
-    for rule, estimate in (("by the ELBO", pv.evidence.elbo), ("by log p(x)", pv.evidence.importance)):
+    scores = {"never": torch.full((2, len(x)), torch.inf), "always": torch.full((2, len(x)), -torch.inf)}
+    for rule, estimate in (("by ELBO", pv.evidence.elbo), ("by log p(x)", pv.evidence.importance)):
         each = [estimate(pair.model, pair.guide, part, num_particles=num).value.float() for part in parts(scans)]
         scores[rule] = (each[0] - each[1] - each[2]).unflatten(0, (2, len(x)))
     mean, error = torch.tensor([cost(score) for score in scores.values()]).T
@@ -76,10 +75,10 @@ def main() -> None:
     axes[3].plot(small.value, large.value, ".", ms=3, label=f"LOO: {loo.elpd_diff:.0f} ± {loo.dse:.0f} nats")
     axes[3].axline((-20, -20), slope=1, color="0.7")
     axes[3].set(title="4 comparison", xlabel="log p(x), 2 latents", ylabel="log p(x), 8 latents")
-    axes[4].hist(scores["by log p(x)"].T, range(-40, 20, 3), histtype="step", lw=2, label=["genuine", "glued"])
+    axes[4].hist(scores["by log p(x)"].T, range(-20, 12, 2), histtype="step", lw=2, label=["genuine", "glued"])
     axes[4].set(title="6 evidence", xlabel="log p(whole) - log p(upper) - log p(lower)", ylabel="images")
     axes[5].bar([*scores], mean, yerr=error, capsize=5)
-    axes[5].set(title="7 decision", ylabel="cost of a scan")
+    axes[5].set(title="7 decision", xlabel="look", ylabel="cost of a scan")
     for ax in axes[:5]:
         ax.legend(fontsize=8)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def posterior(fields: pv.GaussianFields, prior: Any, measured: Any, y: Tensor, n
 def show(ax: Axes, draws: Tensor, truth: Tensor, title: str) -> None:
     ax.plot(PLACES, draws.quantile(torch.tensor([0.5, 0.05, 0.95]), 0).T, "C0", lw=1, label=["decoder, 90%", "_", "_"])
     ax.plot(PLACES, truth, "k:", lw=1, label="truth")
-    ax.set_title(title, fontsize=9)
+    ax.set(title=title, xlabel="place")
     ax.legend(fontsize=7)
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     axes = Figure(figsize=(9, 6), layout="constrained").subplots(2, 2).flatten()
     axes[0].plot(PLACES, fields.basis @ fields[:8].T, "0.6", lw=0.8)
     axes[0].plot(PLACES, fields.basis @ prior.at({"z": torch.randn(8, LATENT)}).mean.T, "C0", lw=0.8)
-    axes[0].set_title("functions drawn by the process (grey) and the decoder (blue)", fontsize=9)
+    axes[0].set(title="drawn by the process (grey), the decoder (blue)", xlabel="place", ylabel="f")
     for ax, length in zip(axes[1:3], (0.13, 0.37), strict=True):
         f = torch.linalg.cholesky(covariance(length) + 1e-8 * torch.eye(1000)) @ torch.randn(1000).double()
         seen = torch.randperm(1000)[:20]
@@ -76,11 +76,11 @@ def main() -> None:
         width = 1.645 * exact.stddev
         ax.fill_between(PLACES, exact.mean - width, exact.mean + width, color="0.85", label="Gaussian process, 90%")
         ax.plot(PLACES[seen], y, "k.", label="measured")
-        show(ax, draws, f, f"length {length}: means are {error:.2f} standard deviations apart")
+        show(ax, draws, f, f"length {length}: means {error:.2f} sd apart")
     y = dist.Poisson(2 * f.exp()).sample().float()
     axes[3].plot(PLACES, y, "k.", ms=2, alpha=0.2, label="counts")
     draws = posterior(fields, prior, lambda f: dist.Poisson(2 * f.exp()), y, num_draws)
-    show(axes[3], 2 * draws.exp(), 2 * f.exp(), "rates of 1,000 areas, given a count in each")
+    show(axes[3], 2 * draws.exp(), 2 * f.exp(), "rate in 1,000 areas, given a count in each")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     axes[0].figure.savefig(args.out, dpi=100)
     print(args.out)

@@ -24,7 +24,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from .density import Density
-from .errors import PairError, require_count
+from .errors import ConfigError, PairError, require_count
 from .inspection import untouched
 from .modules import data_for
 from .pareto import pareto_k
@@ -127,6 +127,7 @@ def posterior_predictive(
     num_draws: int = 100,
     corrected: bool = True,
     num_particles: int = 1000,
+    from_prior: int = 0,
     seed: int = 0,
     max_bytes: int = 2**26,
 ) -> dict[str, Tensor]:
@@ -140,7 +141,8 @@ def posterior_predictive(
         model, guide, x: As for :func:`pyro_vae.draw_particles`.
         num_draws: The number of replicates.
         corrected: Resample by the weights.
-        num_particles: The draws from the guide that are resampled, at least ``num_draws``.
+        num_particles: The draws that are resampled, at least ``num_draws``.
+        from_prior: How many of them are from the prior and not from the guide, see :func:`predict`.
         seed: The draws depend on it alone; torch's own generator is left as it is.
         max_bytes: About how much memory a block of datapoints may take.
 
@@ -159,9 +161,10 @@ def posterior_predictive(
     """
     num_draws = require_count("num_draws", num_draws)
     few = require_count("num_particles", num_particles, least=num_draws) if corrected else num_draws
+    from_prior = _some_of(few, from_prior) if corrected else 0
     x, parts = data_for(x, model, guide), []
     with untouched(model, guide, seed=(seed, "posterior_predictive")):
-        for block in weighted_blocks(model, guide, x, num_particles=few, max_bytes=max_bytes):
+        for block in weighted_blocks(model, guide, x, num_particles=few, max_bytes=max_bytes, from_prior=from_prior):
             z = block.resampled(num_draws) if corrected else block.z
             again = replicates(model, z, block.x, block.vectorized)
             parts.append({**z, **{name: value for name, (value, _) in again.items()}})
@@ -175,6 +178,7 @@ def predict(
     function: Callable[[dict[str, Tensor]], Tensor],
     *,
     num_particles: int = 1000,
+    from_prior: int = 0,
     seed: int = 0,
     max_bytes: int = 2**26,
 ) -> Prediction:
@@ -184,13 +188,15 @@ def predict(
         \mathrm{stderr}^2 = \sum_k \tilde w_k^2 \big(f(z_k) - \textstyle\sum_j \tilde w_j f(z_j)\big)^2
 
     It has a bias of order 1 / K; the verdict is that on the weights, since the function may want a tail that they miss.
-    A mode of :math:`p(z \mid x)` that no draw of the guide has reached is in neither the error bar nor the verdict.
+    A mode of :math:`p(z \mid x)` that no draw has reached is in neither the error bar nor the verdict. With few latent
+    dimensions draws from the prior reach it: ``from_prior=num_particles // 2``.
 
     Arguments:
         model, guide, x: As for :func:`pyro_vae.draw_particles`.
         function: Of ``{site: [particles, batch, *event]}``, to ``[particles, batch, ...]``, such as
             ``lambda z: vae.decode(z["z"]).mean``.
         num_particles: The number of draws K.
+        from_prior: How many of them are from the prior and not from the guide; their weights are those of the mixture.
         seed: The draws depend on it alone; torch's own generator is left as it is.
         max_bytes: About how much memory a block of datapoints may take.
 
@@ -210,9 +216,12 @@ def predict(
         (True, 'ok')
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
+    from_prior = _some_of(num_particles, from_prior)
     x, parts = data_for(x, model, guide), []
     with untouched(model, guide, seed=(seed, "predict")):
-        for block in weighted_blocks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
+        for block in weighted_blocks(
+            model, guide, x, num_particles=num_particles, max_bytes=max_bytes, from_prior=from_prior
+        ):
             values = function(block.z)
             if not isinstance(values, Tensor) or values.shape[:2] != block.log_w.shape:
                 found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -223,6 +232,12 @@ def predict(
             parts.append((mean, stderr, ess(block.log_w), pareto_k(block.log_w), block.judgement))
     mean, stderr, effective, k, judged = zip(*parts, strict=True)
     return Prediction(*map(torch.cat, (mean, stderr, effective, k)), judgement=Judgement.joined(judged))
+
+
+def _some_of(num_particles: int, from_prior: int) -> int:
+    if require_count("from_prior", from_prior, least=0) >= num_particles:
+        raise ConfigError(f"from_prior={from_prior}: expected fewer than num_particles={num_particles}")
+    return from_prior
 
 
 def weighted_blocks(

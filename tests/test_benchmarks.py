@@ -213,3 +213,23 @@ def test_the_record_of_inpainting_says_what_the_readme_does():
     log_p = [answer["log_p"] for answer in found["answers"].values()]
     assert log_p == sorted(log_p, reverse=True)
     assert found["pair_minus_encoder"]["mean"] > 5 * found["pair_minus_encoder"]["stderr"]
+
+
+def test_prior_vae_is_held_against_the_exact_process_and_timed_beside_it(tmp_path, capsys):
+    assert main(["prior_vae", "--smoke", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "prior_vae.json").read_text())
+    assert found["answers"]["exact"]["mean_error"] == 0
+    assert found["answers"]["exact"]["exact_probability"] == pytest.approx(0.9, abs=1e-6)
+    assert found["decoder_untouched"]
+    assert {*found["time"]["gp_over_vae"]} == {"gradient", "effective_draw"}
+
+
+def test_the_record_of_prior_vae_says_what_the_readme_does():
+    found = json.loads((RESULTS / "prior_vae.json").read_text())
+    vae, gaussian = found["answers"]["vae"], found["answers"]["one_gaussian"]
+    assert vae["mean_error"] < 0.15 < gaussian["mean_error"]
+    assert abs(vae["scale_ratio"] - 1) < 0.05
+    assert 0.88 < vae["exact_probability"] < 0.92
+    assert found["worst_r_hat"] < 1.01
+    assert found["decoder_untouched"]
+    assert found["time"]["gp_over_vae"]["gradient"] > 100

@@ -100,6 +100,16 @@ def test_a_mode_that_no_draw_reaches_is_in_neither_the_error_bar_nor_the_verdict
     both = pv.predict(model, lambda x: guide(x, (1.0, -1.0)), x, lambda z: z["z"])
     assert (both.mean.abs() < SIGMAS * both.stderr).all()
 
+    def one_side(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(3.0 * torch.ones(1), 0.25).to_event(1))
+
+    prior_too = pv.predict(model, one_side, x, lambda z: z["z"], num_particles=4000, from_prior=2000)
+    assert (prior_too.mean.abs() < (SIGMAS + 1) * prior_too.stderr).all()
+    again = pv.posterior_predictive(model, one_side, x, num_particles=4000, from_prior=2000)["z"]
+    assert 0.3 < (again < 0).double().mean() < 0.7
+    assert (pv.posterior_predictive(model, one_side, x)["z"] > 0).all()
+
 
 def test_blocks_of_rows_are_put_together(problem):
     x = problem.sample(50, seed=0)
@@ -143,5 +153,7 @@ def test_bad_input_gets_one_line(problem):
         pv.predict(*pair, x, lambda z: 1.0)
     with pytest.raises(ConfigError, match="num_particles"):
         pv.posterior_predictive(*pair, x, num_draws=10, num_particles=5)
+    with pytest.raises(ConfigError, match="from_prior=9: expected fewer than num_particles=9"):
+        pv.predict(*pair, x, lambda z: z["z"], num_particles=9, from_prior=9)
     with pytest.raises(PairError, match="x=None and num=None"):
         pv.prior_predictive(lambda x: problem.model(x), 3)
