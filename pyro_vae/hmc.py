@@ -87,24 +87,35 @@ def kernel(log_density_fn: LogDensity) -> Kernel:
     return transition
 
 
-def jump(log_density_fn: LogDensity, state: State, *, scale: float) -> tuple[State, Info]:
-    r"""To a point :math:`u' \sim \mathcal N(0, s^2 I)`, wherever the chain is, or not at all: one evaluation.
+def jump(
+    log_density_fn: LogDensity,
+    state: State,
+    position: Float[Tensor, "proposals particles batch dim"],
+    log_w: Float[Tensor, "several particles batch"],
+) -> State:
+    r"""To one of N independent draws of a density r, wherever the chain is, or not at all: one evaluation.
 
-    .. math:: \min\Big(1, \frac{\pi(u')}{\pi(u)} e^{(\|u'\|^2 - \|u\|^2) / (2 s^2)}\Big)
+    .. math:: \Pr(k) = \frac{w_k}{\sum_{j=0}^N w_j}, \qquad w = \frac{\pi(u)}{r(u)}
 
-    It leaves the density unchanged, too, and goes between modes that no trajectory connects, if the coordinates are
-    such that they are about where a standard normal has its mass.
+    with 0 for where the chain is: iterated sampling importance resampling. It leaves :math:`\pi` unchanged and goes
+    between modes that no trajectory connects, if r has some of its mass in each.
+
+    Arguments:
+        log_density_fn: Of :math:`\pi` and its gradient.
+        state: Where the chains are.
+        position: The draws of r.
+        log_w: Up to a constant for each chain, the log-weights: first that of the state, then those of the draws.
 
     References:
-        | Markov Chains for Exploring Posterior Distributions (Tierney, 1994)  https://doi.org/10.1214/aos/1176325750
+        | Particle Markov Chain Monte Carlo Methods (Andrieu et al., 2010)
+        | https://doi.org/10.1111/j.1467-9868.2009.00736.x
+        | Local-Global MCMC Kernels: The Best of Both Worlds (Samsonov et al., 2022)  https://arxiv.org/abs/2111.02702
     """
-    position = scale * torch.randn_like(state.position)
-    proposal = State(position, *log_density_fn(position))
-    farther = (position.square() - state.position.square()).sum(-1) / (2 * scale**2)
-    change = proposal.log_density - state.log_density + farther
-    acceptance = torch.where(proposal.log_density.isfinite(), change.clamp(max=0).exp(), 0.0).nan_to_num(0.0)
-    accepted = torch.rand_like(acceptance) < acceptance
-    return _where(accepted, proposal, state), Info(accepted, acceptance)
+    known = torch.where(log_w.isnan(), -torch.inf, log_w)
+    gumbel = -torch.empty_like(known).exponential_().log()
+    chosen = (known + gumbel).argmax(0)
+    there = torch.cat([state.position[None], position]).gather(0, chosen[None, ..., None].expand_as(position[:1]))[0]
+    return _where(chosen > 0, init(there, log_density_fn), state)
 
 
 def leapfrog(

@@ -91,7 +91,11 @@ class PPCA:
 
 
 class PPCADecoder(nn.Module):
-    r"""A linear map beside which a perceptron starts at zero: :math:`\mu + s \, (W z + f(z))`.
+    r"""A linear map whose inputs are scaled by a perceptron, and what else there is: both start without effect.
+
+    .. math:: \mu + s \, (W (z \odot e^{g(z)}) + f(z)), \qquad f = g = 0 \text{ at the start}
+
+    The factors are for data of which some are smoother, or less spread, than others.
 
     Arguments:
         hidden: The widths of the perceptron's hidden layers.
@@ -110,11 +114,13 @@ class PPCADecoder(nn.Module):
     def __init__(self, hidden: Sequence[int], start: PPCA) -> None:
         super().__init__()
         _take_units(self, start)
-        self.net = _from_zero(MLP(start.loadings.shape[-1], hidden, start.mean.shape))
+        latent_dim = start.loadings.shape[-1]
+        self.net = _from_zero(MLP(latent_dim, hidden, latent_dim + start.mean.numel()))
 
     def forward(self, z: Tensor) -> Tensor:
-        linear = (z @ self.loadings.flatten(0, -2).T).reshape(*z.shape[:-1], *self.mean.shape)
-        return self.mean + self.spread * (linear + self.net(z))
+        log_factors, more = self.net(z).tensor_split([z.shape[-1]], -1)
+        u = (z * log_factors.exp()) @ self.loadings.flatten(0, -2).T + more
+        return self.mean + self.spread * u.reshape(*z.shape[:-1], *self.mean.shape)
 
 
 class PPCAEncoder(TakesMask):

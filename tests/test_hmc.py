@@ -80,8 +80,14 @@ def moved(transition, num_transitions=6):
     return squared(state.position.flatten(0, 1)).nan_to_num(1.0)
 
 
-def jumped(state):
-    return jump(quartic, state, scale=1.5)[0]
+def jumped(state, *, from_where=True):
+    """Among three draws of a normal of scale 1.5."""
+    position = 1.5 * torch.randn(3, *state.position.shape)
+    v = torch.cat([state.position[None], position])
+    log_w = quartic(v).log_density + v.square().sum(-1) / (2 * 1.5**2)
+    if not from_where:
+        log_w[0] = log_w[1:].mean()
+    return jump(quartic, state, position, log_w)
 
 
 @pytest.mark.parametrize("transition", [lambda state: step(state)[0], jumped], ids=["trajectory", "jump"])
@@ -109,10 +115,8 @@ def with_a_second_try(state):
 
 
 def with_a_jump_that_forgets_from_where(state):
-    """Accepted by the ratio of the densities alone."""
-    position = 1.5 * torch.randn_like(state.position)
-    better = (quartic(position).log_density - state.log_density).exp() > torch.rand_like(state.log_density)
-    return init(torch.where(better[..., None], position, state.position), quartic)
+    """What the place it is at weighs is taken to be what the others do on average."""
+    return jumped(state, from_where=False)
 
 
 WRONG = [

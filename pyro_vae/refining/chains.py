@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Normal
 
 from ..evidence.annealing import Path, unvalidated
 from ..evidence.refinement import inflation
@@ -23,6 +24,7 @@ _ACCEPTANCE = 0.8
 _WINDOWS = 3  # of the warm-up: after each but the last the coordinates are found anew
 _QUARTER = math.pi / 2  # of a turn, after which a standard normal has forgotten where it was
 _MOST_STEPS = 16  # of a trajectory, however small they have to be
+_NEAR, _FAR = 4, 4  # places to jump to: about where the chains are, and anywhere in the prior
 
 
 class Whitened(NamedTuple):
@@ -44,6 +46,23 @@ class Whitened(NamedTuple):
     def begin(self, u: Float[Tensor, "particles batch latent"]) -> State:
         """Chains at u."""
         return init(self.start.noise(u), self)
+
+    def jumped(self, state: State) -> State:
+        """The chains after jumps among draws of an inflated standard normal and as many of the prior."""
+        num, size = len(state.position), inflation(state.position.shape[-1])
+        near = size * torch.randn(_NEAR * num, *state.position.shape[1:]).to(state.position)
+        far = self.start.noise(self.path.density.draw_prior(_FAR * num))
+        v = torch.cat([state.position, near, far])
+        log_w = torch.cat([self._log_weights(piece, size) for piece in v.split(self.most)])
+        return jump(self, state, v[num:].unflatten(0, (-1, num)), log_w.unflatten(0, (-1, num)))
+
+    def _log_weights(self, v: Float[Tensor, "particles batch latent"], size: float) -> Tensor:
+        self.path.note(len(v))
+        with unvalidated():
+            terms = self.path.density.terms(self.points(v), q=False)
+        log_volume = self.start.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        near = Normal(0.0, size).log_prob(v).sum(-1) + math.log(_NEAR)
+        return terms.log_p - torch.logaddexp(near, terms.log_prior + log_volume + math.log(_FAR))
 
     def _evaluated(self, v: Tensor) -> tuple[Tensor, Tensor]:
         self.path.note(len(v))
@@ -88,7 +107,8 @@ def hmc(path: Path, most: int, plan: Plan) -> Refinement:
     acceptance of its chains. Then all of that is frozen. A trajectory takes a quarter of a turn, which in a standard
     normal leads to an independent point, by equal steps that are no larger than what is accepted at four times in five;
     its length is jittered by 15% for each chain and transition, so that none can go round in circles. After each there
-    is a jump (:func:`~pyro_vae.hmc.jump`), by which chains in different modes change places.
+    is a jump (:func:`~pyro_vae.hmc.jump`) among eight places, four about where the chains are and four from the prior:
+    that is how chains come to other modes.
     """
     density = path.density.require_guide()
     start = start_of(density, most)
@@ -123,7 +143,7 @@ def _moved(whitened: Whitened, state: State, log_size: Float[Tensor, " batch"]) 
     size = log_size.exp().clamp(max=_QUARTER / num_steps) * (0.85 + 0.3 * torch.rand_like(state.log_density))
     scale = torch.ones_like(state.position[0, 0])
     state, info = kernel(whitened)(state, step_size=size, scale=scale, num_steps=num_steps)
-    return jump(whitened, state, scale=inflation(len(scale)))[0], info
+    return whitened.jumped(state), info
 
 
 def from_chains(
