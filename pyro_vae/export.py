@@ -102,7 +102,7 @@ def to_datatree(
         sites = _scored(model, guide, x, z, together)
         again = replicates(model, z, x, together)
         values = dict.fromkeys(again, x) if len(again) == 1 else Density(model, guide, x).observed()
-        prior = _prior(model, num_draws)
+        prior = _prior(model, num_draws, seed)
         marginal = _replicated(own.log_w, len(log_w))
     log_prior = _sum(sites.log_prior)
     weighted = log_prior + _sum(sites.log_likelihood) - log_w  # by the density that the draws are from
@@ -228,10 +228,10 @@ def _scored(model: Program, guide: Program, x: Tensor, z: dict[str, Tensor], vec
     return weigh(model, drawn, (x,), {}, num, vectorized)
 
 
-def _prior(model: Program, num: int) -> dict[str, Tensor]:
+def _prior(model: Program, num: int, seed: int) -> dict[str, Tensor]:
     """Draws from a model that generates; of others, nothing."""
     try:
-        return prior_predictive(model, num)
+        return prior_predictive(model, num, seed=seed)
     except PairError:
         return {}
 

@@ -215,3 +215,11 @@ def test_what_is_no_pair_and_data_is_one_line(problem):
         pv.to_datatree()
     with pytest.raises(PairError, match=r"pair: expected \(model, guide\), or an object with both, found int"):
         pv.to_datatree(1, 2)
+
+
+def test_every_group_depends_on_the_seed_alone(problem, x):
+    trees = [pv.to_datatree(problem.model, problem.guide(), x, num_draws=20, seed=seed) for seed in (0, 0, 1)]
+    for group in ("posterior", "posterior_predictive", "prior", "prior_predictive"):
+        first, again, other = (tree[group].to_dataset() for tree in trees)
+        assert first.equals(again)
+        assert not first.equals(other)
