@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Write ``prior_vae.json``."""
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*torch.jit")  # Pyro compiles with it
-    clock = Clock()
+    provenance, clock = origin(argv, seed=args.seed), Clock()
     num_lengths, num_epochs, num_problems, num_draws, turns = (4, 2, 1, 20, 1) if args.smoke else (64, 1000, 20, 500, 3)
     lengths = torch.linspace(_SHORT, _LONG, 2 * num_lengths + 1)[1::2].tolist()  # the middles of as many intervals
     fields = pv.GaussianFields(_covariance, lengths, num_coefficients=12, num_draws=5120)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         print(number, problems[-1])
     whos = ("vae", "one_gaussian", "exact")
     record = {
-        **origin(argv, seed=args.seed),
+        **provenance,
         "lengths": [_SHORT, _LONG, num_lengths],
         "left_out": fields.left_out,
         "training": {"epochs": num_epochs, **training},
@@ -89,6 +89,7 @@ def _trained(fields: pv.GaussianFields, num_epochs: int, seed: int) -> tuple[pv.
         latent_dim=16,
         hidden=(128, 128),
         likelihood_scale=fields.noise,
+        scale_mixture=True,
         data_covariance=fields.data_covariance,
     )
     x, start = fields[:2000], time.perf_counter()

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    num_epochs, num_masks, num_particles = (1, 1, 20) if args.smoke else (100, 5, 2000)
+    num_epochs, num_masks, num_particles = (1, 1, 20) if args.smoke else (200, 5, 2000)
 
     measured = torch.from_numpy(load_breast_cancer().data).float()[:: 8 if args.smoke else 1]
     found = {"mean": [], "iterative PCA": [], "chained regressions": [], "VAE": []}

@@ -56,7 +56,7 @@ def main() -> None:
     num_lengths, num_epochs, num_draws = (3, 1, 8) if args.smoke else (32, 100, 500)
     pyro.set_rng_seed(0)
     fields = pv.GaussianFields(covariance, torch.linspace(0.1, 0.4, num_lengths).tolist(), num_coefficients=12)
-    start = {"data_covariance": fields.data_covariance, "likelihood_scale": fields.noise}
+    start = {"data_covariance": fields.data_covariance, "likelihood_scale": fields.noise, "scale_mixture": True}
     vae = pv.presets.ppca_vae(data_shape=(12,), latent_dim=LATENT, hidden=(128, 128), **start)
     several = pv.objectives.IWAE(num_particles=8)
     pv.fit(vae, fields, objective=several, num_epochs=num_epochs, schedule="cosine", learning_rate=2e-3)

@@ -91,15 +91,14 @@ class PPCA:
 
 
 class PPCADecoder(nn.Module):
-    r"""A linear map whose inputs are scaled by a perceptron, and what else there is: both start without effect.
+    r"""A linear map beside which a perceptron starts at zero: :math:`\mu + s \, (W z + f(z))`.
 
-    .. math:: \mu + s \, (W (z \odot e^{g(z)}) + f(z)), \qquad f = g = 0 \text{ at the start}
-
-    The factors are for data of which some are smoother, or less spread, than others.
+    A scale mixture is :math:`\mu + s \, (W (z \odot e^{g(z)}) + f(z))`, its factors from the same perceptron.
 
     Arguments:
         hidden: The widths of the perceptron's hidden layers.
         start: Where W starts, and the location :math:`\mu` and scale s of the data, which stay as they are.
+        scale_mixture: For data of which some are smoother, or less spread, than others.
 
     Example:
         >>> start = PPCA(mean=torch.zeros(3), spread=torch.ones(3), loadings=torch.eye(3)[:, :2], scale=0.1)
@@ -111,15 +110,17 @@ class PPCADecoder(nn.Module):
     spread: Tensor
     loadings: nn.Parameter
 
-    def __init__(self, hidden: Sequence[int], start: PPCA) -> None:
+    def __init__(self, hidden: Sequence[int], start: PPCA, *, scale_mixture: bool = False) -> None:
         super().__init__()
         _take_units(self, start)
         latent_dim = start.loadings.shape[-1]
-        self.net = _from_zero(MLP(latent_dim, hidden, latent_dim + start.mean.numel()))
+        self.num_factors = latent_dim if scale_mixture else 0
+        self.net = _from_zero(MLP(latent_dim, hidden, self.num_factors + start.mean.numel()))
 
     def forward(self, z: Tensor) -> Tensor:
-        log_factors, more = self.net(z).tensor_split([z.shape[-1]], -1)
-        u = (z * log_factors.exp()) @ self.loadings.flatten(0, -2).T + more
+        log_factors, more = self.net(z).tensor_split([self.num_factors], -1)
+        scaled = z * log_factors.exp() if self.num_factors else z
+        u = scaled @ self.loadings.flatten(0, -2).T + more
         return self.mean + self.spread * u.reshape(*z.shape[:-1], *self.mean.shape)
 
 

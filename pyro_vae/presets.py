@@ -154,6 +154,7 @@ def ppca_vae(
     latent_dim: int = 8,
     hidden: Sequence[int] = (128,),
     likelihood_scale: float | Literal["learned"] = "learned",
+    scale_mixture: bool = False,
     data_mean: Any = None,
     data_covariance: Any = None,
     name: str = "vae",
@@ -166,6 +167,8 @@ def ppca_vae(
     Arguments:
         data_shape, latent_dim, hidden, name: As for :func:`mlp_vae`.
         likelihood_scale: Of the Gaussian likelihood: a number, or ``"learned"`` for one per entry of x.
+        scale_mixture: Let the decoder scale each latent dimension, for data of which some are smoother, or less spread,
+            than others.
         data_mean: The mean of the training data, ``data_shape``; zero by default.
         data_covariance: Their covariance, ``[d, d]`` for data of d entries, such as ``pandas.DataFrame(x).cov()`` of
             incomplete ones; by default the identity, which has no leading axes: then all that is linear starts at zero.
@@ -186,7 +189,7 @@ def ppca_vae(
     start = PPCA.most_likely(data_shape, latent_dim, mean=data_mean, covariance=data_covariance, scale=known)
     return VAE(
         encoder=PPCAEncoder(hidden, start),
-        decoder=PPCADecoder(tuple(hidden)[::-1], start),
+        decoder=PPCADecoder(tuple(hidden)[::-1], start, scale_mixture=scale_mixture),
         prior=StandardNormal(latent_dim),
         likelihood=Gaussian(data_shape, scale=likelihood_scale, start_scale=start.scale),
         posterior=DiagonalNormal(latent_dim),

@@ -58,6 +58,9 @@ VAES = {
     "started as probabilistic PCA": lambda: pv.presets.ppca_vae(
         data_shape=(2, 2), latent_dim=3, hidden=(8,), data_mean=torch.arange(4.0), data_covariance=torch.eye(4) + 1
     ),
+    "started as probabilistic PCA, a scale mixture": lambda: pv.presets.ppca_vae(
+        data_shape=(3,), latent_dim=2, hidden=(8,), likelihood_scale=0.1, scale_mixture=True
+    ),
     "a table": lambda: pv.presets.table_vae(kinds=["normal", "count", ["categorical", 3]], latent_dim=2, hidden=(8,)),
     "continuous bernoulli": lambda: mlp_vae(
         data_shape=(6,), latent_dim=2, hidden=(8,), likelihood="continuous_bernoulli"

@@ -70,6 +70,22 @@ def test_untrained_it_has_the_exact_log_p_of_what_is_observed(vae, start):
         assert (found.value[row] - expected).abs() < 4.5 * found.stderr[row] + 1e-5
 
 
+def test_a_scale_mixture_starts_there_too_and_scales_by_its_factors(vae, covariance):
+    torch.manual_seed(1)
+    mixture = pv.presets.ppca_vae(
+        data_shape=(5,),
+        latent_dim=2,
+        hidden=(8,),
+        scale_mixture=True,
+        data_mean=torch.arange(5.0),
+        data_covariance=covariance,
+    ).double()
+    z = torch.randn(7, 2, dtype=torch.float64)
+    assert torch.allclose(mixture.decode(z).mean, vae.decode(z).mean)
+    mixture.decoder.net.output_bias.data[0] = torch.tensor(2.0).log()
+    assert torch.allclose(mixture.decode(z).mean, vae.decode(z * torch.tensor([2.0, 1.0])).mean)
+
+
 def test_its_guide_is_the_best_diagonal_gaussian_whatever_is_missing(vae, start):
     mask = torch.tensor([[True, True, False, False, False]])
     x = torch.tensor([[1.0, -2.0, 0.0, 0.0, 0.0]], dtype=torch.float64)

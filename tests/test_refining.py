@@ -395,3 +395,5 @@ def test_the_record_shows_what_refinement_is_judged_by():
         assert all(row["datapoints"] >= 500 for name in ("SIR", "SVI, full", "HMC") for row in kinds[name])
         assert 0.88 < kinds["HMC"][-1]["coverage_90"] < 0.92
         assert not 0.88 < kinds["guide"][0]["coverage_90"] < 0.92
+        assert kinds["HMC"][-1]["largest_r_hat"] < 1.01
+        assert kinds["HMC"][-1]["ok"] == 1
