@@ -14,7 +14,6 @@ __all__ = ["add_arguments", "run"]
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +22,9 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.weights import log_mean_exp
 
-from .provenance import Clock, origin, write
+from .provenance import Clock, add_arguments, origin, write
 
 _DRAWS = 2000
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:

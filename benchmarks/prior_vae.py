@@ -16,7 +16,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -30,18 +29,11 @@ from torch.distributions import MixtureSameFamily
 import pyro_vae as pv
 from pyro_vae.likelihoods.base import bisect
 
-from .provenance import Clock, origin, write
+from .provenance import Clock, add_arguments, origin, write
 
 _PLACES = torch.linspace(0, 1, 1000, dtype=torch.float64)
 _SHORT, _LONG, _NOISE, _CHAINS = 0.1, 0.4, 0.1, 4
 _TAILS = torch.tensor([0.05, 0.95])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:

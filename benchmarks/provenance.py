@@ -2,8 +2,9 @@ r"""Where a number comes from: command, seed, versions, commit, threads and time
 
 from __future__ import annotations
 
-__all__ = ["Clock", "origin", "write"]
+__all__ = ["Clock", "add_arguments", "origin", "write"]
 
+import argparse
 import json
 import platform
 import subprocess
@@ -21,6 +22,14 @@ from pyro_vae.files import replace_file
 
 ROOT = Path(__file__).parents[1]
 _PLACES = {"--data-dir": "DATA", "--out": "OUT"}  # where files were on one machine is of no use on another
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a benchmark that has no others."""
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
 
 
 def origin(argv: Sequence[str], *, seed: int) -> dict[str, Any]:
