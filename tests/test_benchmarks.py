@@ -163,7 +163,7 @@ def test_the_price_is_that_from_which_on_the_error_is_small():
 def test_commands_are_listed_and_say_nothing_of_the_machine(capsys):
     assert main([]) == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {
-        path.stem for path in RESULTS.parent.glob("*.py") if "def add_arguments" in path.read_text()
+        path.stem for path in RESULTS.parent.glob("*.py") if "def run(" in path.read_text()
     }
     command = origin(["bounds", "--data-dir", "/home/me/data", "--out=/home/me/results"], seed=0)["command"]
     assert command == "python -m benchmarks bounds --data-dir DATA --out=OUT"

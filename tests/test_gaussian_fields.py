@@ -93,15 +93,15 @@ def test_a_prior_vae_answers_as_the_exact_process_does_and_an_untrained_one_of_a
             pyro.sample("y", dist.Normal(fields.basis[places] @ prior(), 0.1).to_event(1), obs=y)
 
         pyro.set_rng_seed(0)
-        chain = MCMC(NUTS(model), 600, 200, disable_progbar=True)
+        chain = MCMC(NUTS(model, max_tree_depth=4), 250, 100, disable_progbar=True)
         chain.run()
         draws = prior.at({"z": chain.get_samples()["field/z"]}).mean @ fields.basis.T
         exact = pv.GaussianFields(covariance, [0.25], num_coefficients=9).given(places, y, scale=0.1)
         errors[length] = ((draws.mean(0) - exact.mean) / exact.stddev).abs().max()
         assert all(map(torch.equal, before, vae.state_dict().values()))
         assert not len(pyro.get_param_store())
-    assert errors[0.25] < 0.25  # about 400 effective draws: 5 standard errors
-    assert errors[0.12] > 0.5
+    assert errors[0.25] < 0.3  # 250 draws, nearly independent: 5 standard errors
+    assert errors[0.12] > 0.6
 
 
 @pytest.mark.parametrize(
