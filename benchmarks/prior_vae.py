@@ -33,7 +33,7 @@ from .provenance import Clock, add_arguments, origin, write
 
 _PLACES = torch.linspace(0, 1, 1000, dtype=torch.float64)
 _SHORT, _LONG, _NOISE, _CHAINS = 0.1, 0.4, 0.1, 4
-_TAILS = torch.tensor([0.05, 0.95])
+_TAILS = torch.tensor([0.05, 0.95], dtype=torch.float64)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     write(args.out / "prior_vae.json", {**record, **clock.read()})
 
 
-def _covariance(length: Any) -> Tensor:
-    return torch.exp(-(((_PLACES[:, None] - _PLACES) / length) ** 2) / 2)
+def _covariance(length: Any, places: Tensor = _PLACES) -> Tensor:
+    return torch.exp(-(((places[:, None] - places) / length) ** 2) / 2)
 
 
 def _trained(fields: pv.GaussianFields, num_epochs: int, seed: int) -> tuple[pv.VAE, dict[str, float]]:
@@ -103,14 +103,14 @@ def _trained(fields: pv.GaussianFields, num_epochs: int, seed: int) -> tuple[pv.
 
 def _problem(fields: pv.GaussianFields, gaussian: pv.GaussianFields, prior: Any, num_draws: int) -> dict[str, Any]:
     """Twenty noisy values of a function whose length is none of the grid's, and three answers."""
-    f, _ = _function()
+    f = _function()
     places = torch.randperm(len(_PLACES))[:20]
     y = f[places] + _NOISE * torch.randn(20)
     exact, one = (each.given(places, y, scale=_NOISE) for each in (fields, gaussian))
     z, seconds = _posterior(lambda: fields.basis[places] @ prior(), y, num_draws, _CHAINS)
     draws = _at_all_places(fields, prior, z)
     return {
-        "vae": _held_against(exact, f, draws.mean(0), draws.std(0), draws.quantile(_TAILS.double(), 0)),
+        "vae": _held_against(exact, f, draws.mean(0), draws.std(0), draws.quantile(_TAILS, 0)),
         "one_gaussian": _held_against(exact, f, one.mean, one.stddev, _quantiles(one)),
         "exact": _held_against(exact, f, exact.mean, exact.stddev, _quantiles(exact)),
         "r_hat": split_gelman_rubin(z).max().item(),
@@ -119,10 +119,10 @@ def _problem(fields: pv.GaussianFields, gaussian: pv.GaussianFields, prior: Any,
     }
 
 
-def _function() -> tuple[Tensor, float]:
-    """All thousand values, and the length."""
+def _function() -> Tensor:
+    """All thousand values of one with a length of its own."""
     length = torch.empty(()).uniform_(_SHORT, _LONG).item()
-    return _factor(_covariance(length)) @ torch.randn(len(_PLACES), dtype=torch.float64), length
+    return _factor(_covariance(length)) @ torch.randn(len(_PLACES), dtype=torch.float64)
 
 
 def _factor(covariance: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _held_against(
 
 def _quantiles(p: MixtureSameFamily) -> Tensor:
     far = 10 * p.stddev
-    return torch.stack([bisect(p.cdf, tail.expand_as(far), p.mean - far, p.mean + far) for tail in _TAILS.double()])
+    return torch.stack([bisect(p.cdf, tail.expand_as(far), p.mean - far, p.mean + far) for tail in _TAILS])
 
 
 def _mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -170,7 +170,7 @@ def _mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _times(fields: pv.GaussianFields, prior: Any, turns: int, num_draws: int) -> dict[str, Any]:
     """Medians of as many turns, each of which does all once, of seconds on one function with a value at every place."""
-    f, _ = _function()
+    f = _function()
     y = f + _NOISE * torch.randn(len(f))
     work = {
         "gradient_gp": lambda: _seconds(lambda: _gradient_gp(y)),
@@ -215,11 +215,9 @@ def _gradient_gp(y: Tensor) -> None:
 
 def _gradient_gp_marginal(y: Tensor, places: Tensor) -> None:
     """Of log p(y, length), f integrated out: a Gaussian likelihood allows that."""
-    x = _PLACES[places]
-    covariance = (
-        torch.exp(-(((x[:, None] - x) / _log_length().exp()) ** 2) / 2) + _NOISE**2 * torch.eye(len(x)).double()
-    )
-    dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(y[places]).backward()
+    seen = y[places]
+    covariance = _covariance(_log_length().exp(), _PLACES[places]) + _NOISE**2 * torch.eye(len(seen)).double()
+    dist.MultivariateNormal(torch.zeros_like(seen), covariance).log_prob(seen).backward()
 
 
 def _log_length() -> Tensor:

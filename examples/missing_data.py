@@ -49,7 +49,8 @@ def main() -> None:
         x = measured.masked_fill(missing, torch.nan)
         mean, scale = x.nanmean(0), (x - x.nanmean(0)).square().nanmean(0).sqrt()
         x, truth = (x - mean) / scale, (measured - mean) / scale
-        of_pairs = x.nan_to_num().T @ x.nan_to_num() / ((~x.isnan()).float().T @ (~x.isnan()).float())
+        filled, seen = x.nan_to_num(), (~x.isnan()).float()
+        of_pairs = filled.T @ filled / (seen.T @ seen)
         vae = pv.Incomplete(pv.presets.ppca_vae(data_shape=(30,), latent_dim=8, data_covariance=of_pairs))
         miwae = pv.objectives.IWAE(num_particles=10, gradient="dreg")
         pv.fit(vae, x, objective=miwae, num_epochs=num_epochs, batch_size=64, learning_rate=1e-3, schedule="cosine")

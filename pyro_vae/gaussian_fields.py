@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["GaussianFields"]
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ class GaussianFields:
             raise ConfigError(f"noise={noise}: expected more than zero, or the VAE's density has no limit")
         if not self._parameters:
             raise ConfigError("parameters: found none, expected at least one setting of the covariance")
-        average = self._average()
+        # One matrix at a time, since n may be thousands.
+        average = reduce(torch.add, map(self._matrix, self._parameters)) / len(self._parameters)
         if num_coefficients > len(average):
             raise ConfigError(
                 f"num_coefficients={num_coefficients}: expected at most {len(average)}, the places there are"
@@ -129,13 +131,6 @@ class GaussianFields:
             scales.append((covariance.diagonal() - half.square().sum(0)).clamp(min=1e-12).sqrt())
         weights = Categorical(logits=torch.stack(log_evidence).expand(len(means[0]), -1))
         return MixtureSameFamily(weights, Normal(torch.stack(means, -1), torch.stack(scales, -1)))
-
-    def _average(self) -> Tensor:
-        """One matrix at a time, since n may be thousands."""
-        total = self._matrix(self._parameters[0])
-        for parameter in self._parameters[1:]:
-            total = total + self._matrix(parameter)
-        return total / len(self._parameters)
 
     def _matrix(self, parameter: Any) -> Tensor:
         found = torch.as_tensor(self._covariance(parameter)).double()

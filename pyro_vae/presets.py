@@ -171,7 +171,8 @@ def ppca_vae(
             than others.
         data_mean: The mean of the training data, ``data_shape``; zero by default.
         data_covariance: Their covariance, ``[d, d]`` for data of d entries, such as ``pandas.DataFrame(x).cov()`` of
-            incomplete ones; by default the identity, which has no leading axes: then all that is linear starts at zero.
+            incomplete ones; by default the identity, which has no leading axes: with a learned scale, what is
+            linear then starts at zero.
 
     Errors:
         ConfigError: for a covariance that does not belong to data of this shape.

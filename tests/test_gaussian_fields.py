@@ -78,7 +78,8 @@ def test_the_exact_posterior_is_bayes_theorem_in_the_joint(fields):
 
 def test_a_prior_vae_answers_as_the_exact_process_does_and_an_untrained_one_of_another_length_does_not():
     """Of one length, for which the linear start is exact but for what is left out; the wrong length is the control."""
-    errors = {}
+    places, y, errors = torch.tensor([3, 20, 41, 55]), torch.tensor([1.0, 0.3, -0.8, 0.2]), {}
+    exact = pv.GaussianFields(covariance, [0.25], num_coefficients=9).given(places, y, scale=0.1)
     for length in (0.25, 0.12):
         fields = pv.GaussianFields(covariance, [length], num_coefficients=9)
         torch.manual_seed(0)
@@ -87,16 +88,14 @@ def test_a_prior_vae_answers_as_the_exact_process_does_and_an_untrained_one_of_a
         )
         before = [value.clone() for value in vae.state_dict().values()]
         prior = pv.decoder_prior(vae)
-        places, y = torch.tensor([3, 20, 41, 55]), torch.tensor([1.0, 0.3, -0.8, 0.2])
 
-        def model(fields=fields, prior=prior, places=places, y=y):
+        def model(fields=fields, prior=prior):
             pyro.sample("y", dist.Normal(fields.basis[places] @ prior(), 0.1).to_event(1), obs=y)
 
         pyro.set_rng_seed(0)
         chain = MCMC(NUTS(model, max_tree_depth=4), 250, 100, disable_progbar=True)
         chain.run()
         draws = prior.at({"z": chain.get_samples()["field/z"]}).mean @ fields.basis.T
-        exact = pv.GaussianFields(covariance, [0.25], num_coefficients=9).given(places, y, scale=0.1)
         errors[length] = ((draws.mean(0) - exact.mean) / exact.stddev).abs().max()
         assert all(map(torch.equal, before, vae.state_dict().values()))
         assert not len(pyro.get_param_store())
