@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*torch.jit")  # Pyro compiles with it
     provenance, clock = origin(argv, seed=args.seed), Clock()
-    num_lengths, num_epochs, num_problems, num_draws, turns = (4, 2, 1, 20, 1) if args.smoke else (64, 1000, 20, 500, 3)
+    num_lengths, num_epochs, num_problems, num_draws, turns = (4, 2, 1, 20, 1) if args.smoke else (64, 1000, 20, 1500, 3)
     lengths = torch.linspace(_SHORT, _LONG, 2 * num_lengths + 1)[1::2].tolist()  # the middles of as many intervals
     fields = pv.GaussianFields(_covariance, lengths, num_coefficients=12, num_draws=5120)
     average = torch.stack([_covariance(length) for length in lengths]).mean(0)
@@ -137,7 +137,7 @@ def _posterior(field: Callable[[], Tensor], y: Tensor, num_draws: int, num_chain
 
     start = time.perf_counter()
     kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True)
-    chains = [MCMC(kernel, num_draws, num_draws // 2, disable_progbar=True) for _ in range(num_chains)]
+    chains = [MCMC(kernel, num_draws, num_draws // 4, disable_progbar=True) for _ in range(num_chains)]
     z = torch.stack([chain.run() or chain.get_samples()["field/z"] for chain in chains])
     return z, time.perf_counter() - start
 
@@ -242,7 +242,7 @@ def _draws_gp(y: Tensor, num_draws: int) -> Tensor:
         length = pyro.sample("length", dist.Uniform(torch.tensor(_SHORT).double(), torch.tensor(_LONG).double()))
         pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(y), _covariance(length) + noise), obs=y)
 
-    chain = MCMC(NUTS(model), num_draws, num_draws // 2, disable_progbar=True)
+    chain = MCMC(NUTS(model), num_draws, num_draws // 4, disable_progbar=True)
     chain.run()
     draws = []
     for length in chain.get_samples()["length"]:
