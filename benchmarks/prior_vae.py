@@ -41,7 +41,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*torch.jit")  # Pyro compiles with it
     provenance, clock = origin(argv, seed=args.seed), Clock()
-    num_lengths, num_epochs, num_problems, num_draws, turns = (4, 2, 1, 20, 1) if args.smoke else (64, 1000, 20, 1500, 3)
+    num_lengths, num_epochs, num_problems, num_draws, turns = (
+        (4, 2, 1, 20, 1) if args.smoke else (64, 1000, 20, 1500, 3)
+    )
     lengths = torch.linspace(_SHORT, _LONG, 2 * num_lengths + 1)[1::2].tolist()  # the middles of as many intervals
     fields = pv.GaussianFields(_covariance, lengths, num_coefficients=12, num_draws=5120)
     average = torch.stack([_covariance(length) for length in lengths]).mean(0)

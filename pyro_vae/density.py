@@ -30,6 +30,7 @@ from .traces import (
     site_log_prob,
     trace,
 )
+from .weights import log_mixture
 
 
 class Terms(NamedTuple):
@@ -126,6 +127,24 @@ class Density:
         else:
             drawn = [trace(same_rows(self.model, self._drawn), (self.x,), {}) for _ in range(num)]
         return self._coordinates_of(drawn, num)
+
+    def draw_defensive(
+        self, num: int, from_prior: int
+    ) -> tuple[Float[Tensor, "particles batch latent"], Float[Tensor, "particles batch"]]:
+        r"""Draws from :math:`\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)`, a fixed share from each, and balance weights.
+
+        .. math:: w = p(x, z) / \big(\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)\big) \le p(x \mid z) / \alpha
+
+        Arguments:
+            num: How many draws.
+            from_prior: How many of them are from the prior, the first ones; at least one, and fewer than ``num``.
+
+        References:
+            | Safe and Effective Importance Sampling (Owen & Zhou, 2000)  https://doi.org/10.1080/01621459.2000.10473909
+        """
+        u = torch.cat([self.draw_prior(from_prior), self.draw(num - from_prior)])
+        terms = self.terms(u)
+        return u, terms.log_p - log_mixture(terms.log_prior, terms.log_q, from_prior / num)
 
     def values(self, u: Float[Tensor, "particles batch latent"]) -> dict[str, Tensor]:
         """Site name -> ``[particles, batch, *event]``."""

@@ -12,7 +12,6 @@ __all__ = [
     "weighted_blocks",
 ]
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -250,7 +249,9 @@ def weighted_blocks(
     fits, apart = room(model, guide, x, require_count("max_bytes", max_bytes))
     for rows in x.split(max(1, fits // num_particles) if apart else len(x)):
         if from_prior:
-            z, log_w = _mixed(Density(model, guide, rows).require_guide(), num_particles, from_prior)
+            density = Density(model, guide, rows).require_guide()
+            u, log_w = density.draw_defensive(num_particles, from_prior)
+            z = density.values(u)
         else:
             log_w, _, _, z = draw_particles(model, guide, rows, num_particles=num_particles)
         yield Weighted(rows, z, log_w, vectorizes(model, guide, (rows,), {}))
@@ -285,11 +286,3 @@ def _unobserved(model: Program, z: dict[str, Tensor], x: Tensor) -> dict[str, An
         and not site["infer"].get("_deterministic")
         and not isinstance(site["fn"], Unit)
     }
-
-
-def _mixed(density: Density, num: int, from_prior: int) -> tuple[dict[str, Tensor], Float[Tensor, "particles batch"]]:
-    r"""Draws from :math:`\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)` and their weights, in random order."""
-    u = torch.cat([density.draw_prior(from_prior), density.draw(num - from_prior)])[torch.randperm(num)]
-    terms, share = density.terms(u), from_prior / num
-    mixture = torch.logaddexp(terms.log_prior + math.log(share), terms.log_q + math.log1p(-share))
-    return density.values(u), terms.log_p - mixture

@@ -14,6 +14,7 @@ __all__ = [
     "jackknife",
     "log_mean_exp",
     "log_mean_exp_stderr",
+    "log_mixture",
     "normalized_weights",
     "quantile",
     "renyi",
@@ -44,6 +45,16 @@ def log_mean_exp(log_w: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, "..
         tensor([-1000.])
     """
     return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
+
+
+def log_mixture(log_one: Float[Tensor, "..."], log_other: Float[Tensor, "..."], share: float) -> Float[Tensor, "..."]:
+    r"""Log-density of a mixture, :math:`\log(\alpha\, e^{a} + (1 - \alpha)\, e^{b})`, for a share in (0, 1).
+
+    Example:
+        >>> log_mixture(torch.tensor([0.0, -torch.inf]), torch.zeros(2), 0.5)
+        tensor([ 0.0000, -0.6931])
+    """
+    return torch.logaddexp(log_one + math.log(share), log_other + math.log1p(-share))
 
 
 def normalized_weights(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor, "particles *batch"]:

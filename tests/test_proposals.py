@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_vae as pv
+from pyro_vae.density import Density
 from pyro_vae.errors import ConfigError, PairError
 from pyro_vae.evidence import drawing, importance, jackknife, proposals, psis, refinement
 from pyro_vae.evidence.drawing import require_proposal
@@ -279,13 +280,12 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_weights_that_ignore_the_mixture_fail_the_same_check(monkeypatch, name):
-    def wrong(density, num):
-        from_prior = max(1, round(0.1 * num))
+    def wrong(density, num, from_prior):
         u = torch.cat([density.draw_prior(from_prior), density.draw(num - from_prior)])
         terms = density.terms(u)
-        return terms.log_p - WRONG[name](terms, from_prior / num)
+        return u, terms.log_p - WRONG[name](terms, from_prior / num)
 
-    monkeypatch.setattr(proposals, "_mixture_weights", wrong)
+    monkeypatch.setattr(Density, "draw_defensive", wrong)
     problem, guide = conjugate(0.9)
     errors = relative_errors(problem.model, guide, e1_data(3000), E1_LOG_P, num_particles=50, proposal="defensive")
     with pytest.raises(AssertionError):

@@ -10,7 +10,6 @@ __all__ = [
     "Rows",
     "even_blocks",
     "inflated",
-    "log_mixture",
     "minority",
 ]
 
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
-import torch
 from jaxtyping import Float, Int
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -52,10 +50,7 @@ class Guided(NamedTuple):
 
 
 class Defensive(NamedTuple):
-    r"""Draws from :math:`\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)`, a fixed share from each, with balance weights.
-
-    .. math:: w = p(x, z) / \big(\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)\big) \le p(x \mid z) / \alpha
-    """
+    """A tenth of the draws from the prior, the others from the guide, see :meth:`Density.draw_defensive`."""
 
     model: Program
     guide: Program
@@ -69,15 +64,8 @@ class Defensive(NamedTuple):
         for batch in x.split(min(256, max(1, fits // 4)) if apart else len(x)):
             span, density = slice(start, start + len(batch)), Density(self.model, self.guide, batch).require_guide()
             for size in even_blocks(num, max(4, fits // len(batch))):
-                yield span, _mixture_weights(density, size)
+                yield span, density.draw_defensive(size, minority(size))[1]
             start = span.stop
-
-
-def _mixture_weights(density: Density, num: int) -> Float[Tensor, "particles batch"]:
-    from_prior = minority(num)
-    u = torch.cat([density.draw_prior(from_prior), density.draw(num - from_prior)])
-    terms = density.terms(u)
-    return terms.log_p - log_mixture(terms.log_prior, terms.log_q, num)
 
 
 def even_blocks(num: int, most: int) -> list[int]:
@@ -89,12 +77,6 @@ def even_blocks(num: int, most: int) -> list[int]:
 def minority(num: int) -> int:
     """How many of ``num`` draws are from the smaller part of a mixture."""
     return min(num - 1, max(1, round(_SHARE * num)))
-
-
-def log_mixture(log_minority: Tensor, log_majority: Tensor, num: int) -> Float[Tensor, "particles batch"]:
-    """The mixture's log-density from those of its parts, at ``num`` draws."""
-    share = torch.tensor(minority(num) / num, dtype=torch.float64)
-    return torch.logaddexp(log_minority + share.log(), log_majority + (1 - share).log())
 
 
 def inflated(guide: Program, scale: float) -> Program:

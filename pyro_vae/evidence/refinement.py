@@ -17,7 +17,8 @@ from ..density import Density
 from ..local import Full, Plan, best_member, start_of
 from ..particles import room
 from ..traces import Program
-from .proposals import Chunks, Rows, even_blocks, log_mixture, minority
+from ..weights import log_mixture
+from .proposals import Chunks, Rows, even_blocks, minority
 
 _NUM_STEPS, _STEP_PARTICLES, _LEARNING_RATE, _JUDGED_BY = 200, 10, 0.05, 100
 _MOST_ROWS = 256
@@ -65,7 +66,7 @@ def mixture_weights(density: Density, member: Full, num: int) -> Float[Tensor, "
     noise = torch.randn(num - from_guide, *member.loc.shape).to(member.loc)
     u = torch.cat([density.draw(from_guide), member.draw(noise, member.parameters)[0]])
     log_gaussian = member.log_density(u, member.parameters)
-    return density.terms(u, q=False).log_p - log_mixture(density.log_q(u), log_gaussian, num)
+    return density.terms(u, q=False).log_p - log_mixture(density.log_q(u), log_gaussian, from_guide / num)
 
 
 def inflation(dim: int) -> float:

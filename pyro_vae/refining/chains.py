@@ -12,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal
 
+from ..density import Terms
 from ..evidence.annealing import Path, unvalidated
 from ..evidence.refinement import inflation
 from ..hmc import Evaluation, Info, State, init, jump, kernel
 from ..local import Start, fitted, start_of
 from ..moments import Moments
+from ..weights import log_mixture
 from .base import Plan, Refinement, implied_evidence, unknown, weighed
 from .mixing import effective_draws, judged, r_hat
 
@@ -37,7 +39,8 @@ class Whitened(NamedTuple):
 
     def __call__(self, v: Float[Tensor, "particles batch latent"]) -> Evaluation:
         pieces = [self._evaluated(piece) for piece in v.split(self.most)]
-        return Evaluation(torch.cat([one for one, _ in pieces]), torch.cat([slope for _, slope in pieces]))
+        log_p, slope, log_prior = map(torch.cat, zip(*pieces, strict=True))
+        return Evaluation(log_p, slope, carried=(log_prior,))
 
     def points(self, v: Float[Tensor, "particles batch latent"]) -> Float[Tensor, "particles batch latent"]:
         """Where v is in the pair's unconstrained coordinates."""
@@ -52,25 +55,26 @@ class Whitened(NamedTuple):
         num, size = len(state.position), inflation(state.position.shape[-1])
         near = size * torch.randn(_NEAR * num, *state.position.shape[1:]).to(state.position)
         far = self.start.noise(self.path.density.draw_prior(_FAR * num))
-        v = torch.cat([state.position, near, far])
-        log_w = torch.cat([self._log_weights(piece, size) for piece in v.split(self.most)])
-        return jump(self, state, v[num:].unflatten(0, (-1, num)), log_w.unflatten(0, (-1, num)))
+        there = torch.cat([near, far])
+        terms = [self._terms(piece) for piece in there.split(self.most)]
+        log_p = torch.cat([state.log_density, *(one.log_p for one in terms)])
+        log_prior = torch.cat([*state.carried, *(one.log_prior for one in terms)])
+        log_near = Normal(0.0, size).log_prob(torch.cat([state.position, there])).sum(-1)
+        log_volume = self.start.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_w = log_p - log_mixture(log_near, log_prior + log_volume, _NEAR / (_NEAR + _FAR))
+        return jump(self, state, there.unflatten(0, (-1, num)), log_w.unflatten(0, (-1, num)))
 
-    def _log_weights(self, v: Float[Tensor, "particles batch latent"], size: float) -> Tensor:
+    def _evaluated(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            terms = self._terms(v)
+            (slope,) = torch.autograd.grad(terms.log_p.sum(), v)
+        return terms.log_p.detach(), slope, terms.log_prior.detach()
+
+    def _terms(self, v: Float[Tensor, "particles batch latent"]) -> Terms:
         self.path.note(len(v))
         with unvalidated():
-            terms = self.path.density.terms(self.points(v), q=False)
-        log_volume = self.start.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        near = Normal(0.0, size).log_prob(v).sum(-1) + math.log(_NEAR)
-        return terms.log_p - torch.logaddexp(near, terms.log_prior + log_volume + math.log(_FAR))
-
-    def _evaluated(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.path.note(len(v))
-        with torch.enable_grad(), unvalidated():
-            v = v.detach().requires_grad_()
-            log_p = self.path.density.terms(self.points(v), q=False).log_p
-            (slope,) = torch.autograd.grad(log_p.sum(), v)
-        return log_p.detach(), slope
+            return self.path.density.terms(self.points(v), q=False)
 
 
 class StepSize(NamedTuple):
