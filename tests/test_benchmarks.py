@@ -214,6 +214,9 @@ def test_the_record_of_inpainting_says_what_the_readme_does():
     log_p = [answer["log_p"] for answer in found["answers"].values()]
     assert log_p == sorted(log_p, reverse=True)
     assert found["pair_minus_encoder"]["mean"] > 5 * found["pair_minus_encoder"]["stderr"]
+    pair, encoder, mean_image = (answer["ink_within_90"] for answer in found["answers"].values())
+    assert 0.87 < pair < 0.93  # 360 images: a standard error of 0.016
+    assert max(encoder, mean_image) < 0.87
 
 
 def test_prior_vae_is_held_against_the_exact_process_and_timed_beside_it(tmp_path, capsys):
