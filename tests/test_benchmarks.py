@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -234,7 +233,6 @@ def test_the_record_of_prior_vae_says_what_the_readme_does():
     assert vae["mean_error"] < 0.15 < gaussian["mean_error"]
     assert abs(vae["scale_ratio"] - 1) < 0.05
     assert 0.88 < vae["exact_probability"] < 0.92
-    assert found["worst_r_hat"] < 1.015
-    assert statistics.median(problem["r_hat"] for problem in found["problems"]) < 1.01
+    assert found["worst_r_hat"] < 1.01
     assert found["decoder_untouched"]
     assert found["time"]["gp_over_vae"]["gradient"] > 100
