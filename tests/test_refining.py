@@ -13,7 +13,10 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import pyro_vae as pv
 from benchmarks.refinement import BUDGETS, digits, examined, table
 from pyro_vae import hmc, refining
+from pyro_vae.density import Density
 from pyro_vae.errors import ConfigError, DataError, PairError
+from pyro_vae.evidence.annealing import Path
+from pyro_vae.local import start_of
 from pyro_vae.refining import mixing
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_benchmarks import RESULTS
@@ -239,6 +242,42 @@ class TestChains:
         found = pv.refine(model, wide, torch.full((5,), 2.0), **options | {"num_draws": 320})
         assert found.r_hat.min() > 1.5
         assert (found.verdict == "unreliable").all()
+
+    def test_jumps_leave_a_posterior_with_a_mode_that_only_the_prior_reaches_unchanged(self, monkeypatch):
+        # p(x = 0 | z) is that of z, or of z - 12: two Gaussian modes, whose shares are known.
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 10.0).to_event(1))[..., 0]
+                means, scale = torch.stack([z, z - 12], -1), torch.tensor(1.0)
+                parts = dist.Categorical(torch.tensor([0.7, 0.3])), dist.Normal(means, scale)
+                pyro.sample("x", dist.MixtureSameFamily(*parts), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+        means = torch.tensor([0.0, 12.0])
+        log_share = torch.tensor([0.7, 0.3]).log() + dist.Normal(0.0, 101**0.5).log_prob(means)
+        posterior = dist.MixtureSameFamily(
+            dist.Categorical(logits=log_share), dist.Normal(100 / 101 * means, (100 / 101) ** 0.5)
+        )
+        num = 200_000
+        path = Path(Density(model, guide, torch.zeros(1)), "guide")
+        whitened = refining.chains.Whitened(path, start_of(path.density, num), num)
+
+        def in_the_second():
+            torch.manual_seed(0)
+            state = whitened.begin(posterior.sample((num, 1, 1)))
+            for _ in range(6):
+                state = whitened.jumped(state)
+            return whitened.points(state.position) > 6
+
+        share = 1 - posterior.cdf(torch.tensor(6.0))
+        assert_mean(in_the_second(), share)
+        monkeypatch.setattr(
+            refining.chains, "_either", lambda near, far: torch.cat([near[: len(near) // 2], far[len(far) // 2 :]])
+        )
+        assert_not_mean(in_the_second(), share)
 
     def test_step_sizes_are_frozen_after_the_warm_up(self, monkeypatch):
         seen = []

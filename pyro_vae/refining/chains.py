@@ -26,7 +26,7 @@ _ACCEPTANCE = 0.8
 _WINDOWS = 3  # of the warm-up: after each but the last the coordinates are found anew
 _QUARTER = math.pi / 2  # of a turn, after which a standard normal has forgotten where it was
 _MOST_STEPS = 16  # of a trajectory, however small they have to be
-_NEAR, _FAR = 4, 4  # places to jump to: about where the chains are, and anywhere in the prior
+_PLACES = 8  # to jump to
 
 
 class Whitened(NamedTuple):
@@ -51,17 +51,16 @@ class Whitened(NamedTuple):
         return init(self.start.noise(u), self)
 
     def jumped(self, state: State) -> State:
-        """The chains after jumps among draws of an inflated standard normal and as many of the prior."""
+        """The chains after jumps among draws of an even mixture of an inflated standard normal and the prior."""
         num, size = len(state.position), inflation(state.position.shape[-1])
-        near = size * torch.randn(_NEAR * num, *state.position.shape[1:]).to(state.position)
-        far = self.start.noise(self.path.density.draw_prior(_FAR * num))
-        there = torch.cat([near, far])
+        near = size * torch.randn(_PLACES * num, *state.position.shape[1:]).to(state.position)
+        there = _either(near, self.start.noise(self.path.density.draw_prior(len(near))))
         terms = [self._terms(piece) for piece in there.split(self.most)]
         log_p = torch.cat([state.log_density, *(one.log_p for one in terms)])
         log_prior = torch.cat([*state.carried, *(one.log_prior for one in terms)])
         log_near = Normal(0.0, size).log_prob(torch.cat([state.position, there])).sum(-1)
         log_volume = self.start.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_w = log_p - log_mixture(log_near, log_prior + log_volume, _NEAR / (_NEAR + _FAR))
+        log_w = log_p - log_mixture(log_near, log_prior + log_volume, 0.5)
         return jump(self, state, there.unflatten(0, (-1, num)), log_w.unflatten(0, (-1, num)))
 
     def _evaluated(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,6 +74,13 @@ class Whitened(NamedTuple):
         self.path.note(len(v))
         with unvalidated():
             return self.path.density.terms(self.points(v), q=False)
+
+
+def _either(
+    near: Float[Tensor, "particles batch latent"], far: Float[Tensor, "particles batch latent"]
+) -> Float[Tensor, "particles batch latent"]:
+    """One or the other, each by a coin of its own: half of each would not leave the posterior unchanged."""
+    return torch.where(torch.rand(near.shape[:2])[..., None].to(near) < 0.5, near, far)
 
 
 class StepSize(NamedTuple):
@@ -111,8 +117,8 @@ def hmc(path: Path, most: int, plan: Plan) -> Refinement:
     acceptance of its chains. Then all of that is frozen. A trajectory takes a quarter of a turn, which in a standard
     normal leads to an independent point, by equal steps that are no larger than what is accepted at four times in five;
     its length is jittered by 15% for each chain and transition, so that none can go round in circles. After each there
-    is a jump (:func:`~pyro_vae.hmc.jump`) among eight places, four about where the chains are and four from the prior:
-    that is how chains come to other modes.
+    is a jump (:func:`~pyro_vae.hmc.jump`) among eight places, each about where the chains are or, as often, from the
+    prior: that is how chains come to other modes.
     """
     density = path.density.require_guide()
     start = start_of(density, most)
