@@ -1,12 +1,12 @@
 """What Pyro does behind one's back, trap by trap: that it does, and that nobody falls into it here.
 
 ==  ================================================  =======================================================
- 1  a second module of one name does not train        ``test_sockets``: one name is refused, two both train
- 2  two PyroModules that own ``net`` collide          ``test_objectives``: two pairs do not meet in the store
- 3  ``module_local_params`` is of the whole process   ``test_sockets``: both settings; here: never set
+ 1  a second module of one name does not train        here; ``test_sockets``: one name is refused, two both train
+ 2  two PyroModules that own ``net`` collide          here; ``test_objectives``: two pairs do not meet in the store
+ 3  ``module_local_params`` is of the whole process   here, and ``test_sockets``: both settings
  4  a loss of bound methods owns no parameters        here
  5  ``Predictive`` with a guide hands the data back   here, and ``test_predictive``
- 6  scales inside the logarithm; no gradients         ``test_exams`` (E6), ``test_gradients``; here: weights
+ 6  scales inside the logarithm; no gradients         here, ``test_exams`` (E6), ``test_gradients``
  7  ``torch.jit`` and registered modules              here
  8  a callable loss keeps its graph                   here
  9  ``svi.step`` moves weights without gradients      here, and ``test_sockets``
@@ -19,15 +19,19 @@
 import ast
 import importlib
 import io
+import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Predictive, RenyiELBO, Trace_ELBO
 from pyro.infer.importance import vectorized_importance_weights
+from pyro.nn import PyroModule
+from torch import nn
 
 import pyro_vae as pv
 
@@ -70,6 +74,73 @@ def imported():
                 yield ast.unparse(node.func)
 
 
+def program(net, name):
+    """A decoder that Pyro knows by this name."""
+
+    def model(x):
+        pyro.module(name, net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=net(z)).to_event(1), obs=x)
+
+    return model
+
+
+class Decoder(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.net = PyroModule[nn.Linear](2, 6)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+
+
+class Encoder(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.net = PyroModule[nn.Linear](6, 4)
+
+    def forward(self, x):
+        loc, log_scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+def moved(module, train):
+    """Which of its parameters training changes."""
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    train()
+    return [not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True)]
+
+
+def by_stock_svi(model, guide, x):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=Trace_ELBO())
+    return lambda: [svi.step(x) for _ in range(5)]
+
+
+def test_01_a_second_network_of_one_name_does_not_train_in_stock_pyro(vae, x):
+    first, second = nn.Linear(2, 6), nn.Linear(2, 6)
+    assert all(moved(first, by_stock_svi(program(first, "net"), vae.guide, x)))
+    assert not any(moved(second, by_stock_svi(program(second, "net"), vae.guide, x)))  # without a word
+    assert all(moved(second, by_stock_svi(program(second, "another"), vae.guide, x)))
+
+
+def test_02_the_decoder_of_two_pyro_modules_does_not_train_in_stock_pyro_and_does_here(x):
+    both = nn.ModuleList([Decoder(), Encoder()])
+    assert moved(both, by_stock_svi(*both, x)) == [False, False, True, True]
+    assert all(moved(both, lambda: pv.fit((both[0], both[1]), x, num_epochs=2, batch_size=5)))
+
+
+def test_03_local_parameters_break_stock_svi_of_pyro_modules_and_not_ours(x):
+    with pyro.settings.context(module_local_params=True):
+        both = nn.ModuleList([Decoder(), Encoder()])
+        with pytest.raises(AttributeError):
+            by_stock_svi(*both, x)()
+        assert all(moved(both, lambda: pv.fit((both[0], both[1]), x, num_epochs=2, batch_size=5)))
+
+
 def test_03_no_setting_of_the_process_is_set():
     assert not {"pyro.settings.set", "settings.set", "pyro.clear_param_store", "pyro.enable_validation"} & {*imported()}
 
@@ -97,6 +168,24 @@ def test_06_pyros_normalised_weights_raise_and_ours_sum_to_one_per_datapoint(vae
     torch.testing.assert_close(weights.sum(0), torch.ones(10))
 
 
+def test_06_pyros_renyi_bound_has_no_differentiable_loss_and_ours_has(vae, x):
+    assert not hasattr(RenyiELBO(alpha=0.5), "differentiable_loss")
+    pv.objectives.Renyi(alpha=0.5, num_particles=2).differentiable_loss(vae.model, vae.guide, x).backward()
+    assert all(parameter.grad is not None for parameter in vae.parameters())
+
+
+def test_07_a_compiled_bound_breaks_on_the_last_batch_and_ours_does_not(vae, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        compiled = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), loss=JitTrace_ELBO())
+        compiled.step(x)
+        with pytest.raises(RuntimeError, match="TorchScript"):
+            compiled.step(x[:3])
+    ours = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), loss=pv.objectives.ELBO())
+    ours.step(x)
+    assert math.isfinite(ours.step(x[:3]))
+
+
 def test_07_nuts_compiles_a_frozen_decoder_and_no_registered_one(vae, x):
     frozen = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,)).requires_grad_(False)
 
@@ -108,12 +197,17 @@ def test_07_nuts_compiles_a_frozen_decoder_and_no_registered_one(vae, x):
         warnings.simplefilter("ignore")  # torch.jit is deprecated
         for program, data, works in ((model, x[0], True), (vae.model, x[:1], False)):
             chain = MCMC(NUTS(program, jit_compile=True, ignore_jit_warnings=True), 2, 2, disable_progbar=True)
-            try:
+            with nullcontext() if works else pytest.raises(RuntimeError, match="Unsupported value kind: Tensor"):
                 chain.run(data)
-            except Exception:
-                assert not works
-            else:
-                assert works
+
+
+def test_08_a_callable_loss_keeps_its_graph(vae, x, monkeypatch):
+    kept, backward = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, **how: kept.append(how) or backward(self, **how))
+    for loss in (Trace_ELBO().differentiable_loss, pv.objectives.ELBO()):
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), loss=loss).step(x)
+    assert kept[0] == {"retain_graph": True}
+    assert not any(how.get("retain_graph") for how in kept[1:])
 
 
 def test_08_an_objective_is_pyros_own_kind_of_loss_whose_graph_is_freed(vae, x):
