@@ -21,6 +21,7 @@ from .traces import (
     guide_sites,
     is_point_mass,
     latent_sites,
+    observed_values,
     replay,
     require_densities,
     require_rows,
@@ -161,12 +162,7 @@ class Density:
 
     def observed(self) -> dict[str, Tensor]:
         """Site name -> the values ``[batch, *event]`` that the model observes."""
-        sites = sample_sites(replay(self.model, self._drawn, (self.x,), {}))
-        return {
-            name: site["value"].expand(torch.broadcast_shapes(site["value"].shape, site["fn"].shape()))
-            for name, site in sites.items()
-            if site["is_observed"]
-        }
+        return observed_values(sample_sites(replay(self.model, self._drawn, (self.x,), {})))
 
     def sites_at(self, u: Float[Tensor, "nodes latent"]) -> dict[str, Any]:
         """The model's sites on as many copies of the first row of data, each with latent values of its own."""

@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from . import __version__
-from .density import Density
 from .errors import ConfigError, PairError, require_count
 from .inspection import untouched
-from .labels import labels_of, numbered
-from .modules import data_for, programs_of
+from .labels import labels_of, numbered, renamed
+from .modules import data_for, programs_of, takes_missing
 from .pareto import pareto_k
 from .particles import Particles, draw_particles
 from .predictive import prior_predictive, replicates
 from .probing import vectorizes
 from .resampling import systematic
 from .sites import Sites, Vectorized, particle_plate, weigh, with_values
-from .traces import Program, replay, trace
+from .traces import Program, observed_values, replay, sample_sites, trace
 from .weights import ess
 
 
@@ -63,7 +63,8 @@ def to_datatree(
     error bar, a direction and a verdict there is :mod:`pyro_vae.evidence`.
 
     Dimensions and coordinates of what pandas or xarray holds are kept, an index of several levels as a coordinate for
-    each, and labels that netCDF has no type for, such as periods, as text. The first dimension is else called
+    each, and labels that netCDF has no type for, such as periods, as text. A ``/`` in a name becomes a ``.``, since it
+    would be a group, so the ``table/z`` of :func:`~pyro_vae.embed` is ``table.z``. The first dimension is else called
     ``observation`` and the others ``x_dim_0``, ``x_dim_1``, ... (``feature`` of a data frame); those of a latent site
     ``z_dim_0``, ...
 
@@ -76,9 +77,10 @@ def to_datatree(
         seed: The draws depend on it alone; torch's own generator is left as it is.
 
     Errors:
-        ConfigError: for arguments that are no pair and data, a refinement of other data or another pair, labels that do
-            not fit, and names in the data that are those of draws, sites or statistics.
-        DataError, PairError: As for :func:`pyro_vae.draw_particles`.
+        ConfigError: for arguments that are no pair and data, a refinement of other data or other latent sites, labels
+            that do not fit, and names in the data that are those of draws, sites or statistics.
+        PairError: for sites called chain, draw or marginal, and as for :func:`pyro_vae.draw_particles`.
+        DataError: As there.
 
     Example:
         >>> import pyro_vae as pv
@@ -94,16 +96,18 @@ def to_datatree(
     labels = labels_of(data, x)
     with untouched(model, guide, seed=(seed, "export")):
         own = draw_particles(model, guide, x, num_particles=require_count("num_draws", num_draws))
-        drawn = _of_guide(own) if draws is None else _of_refinement(draws, own)
+        drawn = _of_guide(own) if draws is None else _of_refinement(draws, own, x)
         if resampled:
             drawn = drawn.resampled()
         chains, z, log_w = drawn.num_chains, drawn.z, drawn.log_w
         together = vectorizes(model, guide, (x,), {})
         sites = _scored(model, guide, x, z, together)
         again = replicates(model, z, x, together)
-        values = dict.fromkeys(again, x) if len(again) == 1 else Density(model, guide, x).observed()
+        values = _observed(model, guide, x)
         prior = _prior(model, num_draws, seed)
         marginal = _replicated(own.log_w, len(log_w))
+    z, again, prior, log_likelihood = map(renamed, (z, again, prior, sites.log_likelihood))
+    values = {name: value for name, value in renamed(values).items() if name in again}
     log_prior = _sum(sites.log_prior)
     weighted = log_prior + _sum(sites.log_likelihood) - log_w  # by the density that the draws are from
     stats = {"log_w": log_w, "log_prior": log_prior, "log_q": weighted if log_w.any() else _sum(sites.log_q)}
@@ -119,7 +123,7 @@ def to_datatree(
         },
         "log_likelihood": {
             name: _array(value, chains, [labels.first])
-            for name, value in {**sites.log_likelihood, "marginal": marginal}.items()
+            for name, value in {**log_likelihood, "marginal": marginal}.items()
         },
         "posterior_predictive": {
             name: _array(value, chains, [labels.first, *observed[name]]) for name, (value, _) in again.items()
@@ -135,7 +139,7 @@ def to_datatree(
         "inference_library_version": __version__,
         "draws": "guide" if draws is None else draws.method,
     }
-    labels = labels.checked(groups, coords or {})
+    labels = labels.checked({*z}, {*again}, groups, coords or {})
     return xr.DataTree.from_dict(
         {
             name: xr.Dataset(variables, coords=labels.coords(variables), attrs=made_by)
@@ -184,11 +188,13 @@ def _of_guide(own: Particles) -> _Drawn:
     return _Drawn(1, own.z, own.log_w, pareto_k(own.log_w), ess(own.log_w))
 
 
-def _of_refinement(draws: Any, own: Particles) -> _Drawn:
+def _of_refinement(draws: Any, own: Particles, x: Tensor) -> _Drawn:
     if not isinstance(getattr(draws, "z", None), dict) or not hasattr(draws, "num_chains"):
         raise ConfigError(f"draws: found {type(draws).__name__}, expected what pyro_vae.refine returns")
     if (found := draws.log_w.shape[1]) != (expected := own.log_w.shape[1]):
         raise ConfigError(f"draws: found a refinement of {found} datapoints, expected one of the {expected} in x")
+    if draws.x.shape != x.shape or not torch.equal(draws.x.nan_to_num(), x.nan_to_num()):
+        raise ConfigError("draws: found a refinement of other data than x: refine the same rows, in the same order")
     shapes = [{name: [*value.shape[2:]] for name, value in sorted(of.z.items())} for of in (draws, own)]
     if shapes[0] != shapes[1]:
         raise ConfigError(f"draws: found latent sites {shapes[0]}, expected those of the pair, {shapes[1]}")
@@ -234,6 +240,28 @@ def _prior(model: Program, num: int, seed: int) -> dict[str, Tensor]:
         return prior_predictive(model, num, seed=seed)
     except PairError:
         return {}
+
+
+def _observed(model: Program, guide: Program, x: Tensor) -> dict[str, Tensor]:
+    """What the model observes, ``[batch, *event]``, with NaN where an entry is missing."""
+    sites = sample_sites(replay(model, trace(guide, (x,), {}), (x,), {}))
+    values = observed_values(sites)
+    if not takes_missing(model):
+        return values
+    return {name: value.masked_fill(_missing(sites[name], value, x), torch.nan) for name, value in values.items()}
+
+
+def _missing(site: Any, value: Tensor, x: Tensor) -> Tensor:
+    """Where an observed value is none: where x is NaN, or the site is masked."""
+    fn, mask = site["fn"], site["mask"]
+    while not isinstance(fn, MaskedDistribution) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if isinstance(fn, MaskedDistribution):
+        mask = fn._mask
+    missing = x.isnan() if x.shape == value.shape else torch.zeros_like(value, dtype=torch.bool)
+    if isinstance(mask, Tensor):
+        missing = missing | ~mask.reshape(*mask.shape, *[1] * (value.ndim - mask.ndim))
+    return missing
 
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Labels", "labels_of", "numbered"]
+__all__ = ["Labels", "labels_of", "numbered", "renamed"]
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, PairError
 
 
 class Labels(NamedTuple):
@@ -31,27 +31,38 @@ class Labels(NamedTuple):
         known = {name: coord for name, coord in self.known.items() if {*coord[0]} <= sizes.keys()}
         return {dim: np.arange(size) for dim, size in sizes.items()} | known
 
-    def checked(self, groups: dict[str, dict[str, Any]], wanted: Mapping[str, Any]) -> Labels:
+    def checked(
+        self, latent: set[str], observed: set[str], groups: dict[str, dict[str, Any]], wanted: Mapping[str, Any]
+    ) -> Labels:
         """With the wanted labels, too.
 
         Errors:
             ConfigError: for names in the data that are taken, and labels of no dimension or of another length.
+            PairError: for sites whose names are taken.
         """
+        if clash := sorted((latent | observed) & {"chain", "draw"} | observed & {"marginal"}):
+            raise PairError(f"found sites called {clash}, which are the export's own names: rename them in the pair")
         dims = [self.first, *self.rest]
         names = [*dims, *(name for name in self.known if name not in dims)]
         sizes = {dim: size for variables in groups.values() for dim, size in _sizes(variables).items()}
         sizes = {dim: size for dim, size in sizes.items() if dim not in ("chain", "draw")}
         taken = {name for variables in groups.values() for name in variables} | {"chain", "draw"}
+        taken |= {dim for name in latent for dim in groups["posterior"][name][0] if dim.startswith(f"{name}_dim_")}
         if clash := sorted({name for name in names if name in taken or names.count(name) > 1}):
             raise ConfigError(
                 f"x: found dimensions or coordinates called {clash}, which are used twice, or the draws', a site's or "
                 "a statistic's own here: rename them"
             )
+        if not isinstance(wanted, Mapping):
+            raise ConfigError(
+                f"coords: found {type(wanted).__name__}, expected a dictionary from a dimension, some of {[*sizes]}, "
+                "to its labels"
+            )
         for dim, labels in wanted.items():
             if dim not in sizes:
                 raise ConfigError(f"coords: found a dimension {dim!r}, expected some of {[*sizes]}")
-            if len(labels) != sizes[dim]:
-                raise ConfigError(f"coords: found {len(labels)} labels of {dim!r}, expected {sizes[dim]}")
+            if np.shape(labels) != (sizes[dim],):
+                raise ConfigError(f"coords: found {np.size(labels)} labels of {dim!r}, expected a list of {sizes[dim]}")
         return self._replace(known=self.known | {dim: ((dim,), _kept(labels)) for dim, labels in wanted.items()})
 
 
@@ -77,7 +88,29 @@ def labels_of(data: Any, x: Tensor) -> Labels:
         known = {name: coord for dim, axis in zip(dims, data.axes, strict=True) for name, coord in _levels(dim, axis)}
     else:
         dims, known = ["observation", *(f"x_dim_{place}" for place in range(x.ndim - 1))], {}
+    dims = [_plain(dim) for dim in dims]
+    known = {_plain(name): (tuple(map(_plain, over)), values) for name, (over, values) in known.items()}
     return Labels(dims[0], dims[1:], known)
+
+
+def renamed(sites: dict[str, Any]) -> dict[str, Any]:
+    """By names that xarray takes: a ``/`` would be a group, and becomes a ``.``.
+
+    Errors:
+        PairError: for two sites that would be called the same.
+
+    Example:
+        >>> renamed({"table/z": 1, "slope": 2})
+        {'table.z': 1, 'slope': 2}
+    """
+    found = {_plain(name): value for name, value in sites.items()}
+    if len(found) < len(sites):
+        raise PairError(f"found sites {sorted(sites)}, of which two have one name with '.' in place of '/': rename one")
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", ".")
 
 
 def _levels(dim: str, index: Any) -> list[tuple[str, tuple[tuple[str, ...], np.ndarray]]]:
@@ -93,7 +126,8 @@ def _kept(labels: Any) -> np.ndarray:
     array = np.asarray(labels)
     if array.dtype.kind != "O" or all(isinstance(label, str) for label in array.flat):
         return array
-    return np.array([str(label) for label in array.flat]).reshape(array.shape)
+    texts = [label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in array.flat]
+    return np.array(texts).reshape(array.shape)
 
 
 def _sizes(variables: dict[str, Any]) -> dict[str, int]:

@@ -49,14 +49,14 @@ class Incomplete(TakesMissing):
         self._model, self._guide = programs_of(pair)
         self.parts = nn.ModuleList(modules_behind(self._model, self._guide))  # whose parameters are this module's
 
-    def model(self, x: Any = None, num: int | None = None) -> Tensor:
+    def model(self, x: Any = None, num: int | None = None) -> Any:
         """The pair's model of the entries of x that are not NaN; ``x=None`` generates ``num`` whole datapoints."""
         if x is None:
             return self._model(None, num)
         x, mask = _split(x)
         return self._model(x, mask=mask)
 
-    def guide(self, x: Any) -> Tensor:
+    def guide(self, x: Any) -> Any:
         """The pair's guide of the entries of x that are not NaN."""
         x, mask = _split(x)
         return self._guide(x, mask=mask)

@@ -105,6 +105,15 @@ def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
+def observed_values(sites: dict[str, Any]) -> dict[str, Tensor]:
+    """Site name -> the values ``[batch, *event]`` that a model observes, which may be others than its data."""
+    return {
+        name: site["value"].expand(torch.broadcast_shapes(site["value"].shape, site["fn"].shape()))
+        for name, site in sites.items()
+        if site["is_observed"]
+    }
+
+
 def guide_sites(trace: poutine.Trace) -> dict[str, Any]:
     """The guide's latent sites, at least one; whatever else would have a density in q(z | x) is an error.
 

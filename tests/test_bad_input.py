@@ -498,6 +498,7 @@ for options in ({"seed": 1.5}, {"seed": None}, {"max_bytes": 1e8}, {"max_bytes":
 for call in (
     lambda: pv.evidence.sandwich(model, guide, x, torch.zeros(3, 3)),
     lambda: pv.compare([pv.evidence.importance], model, guide, x),
+    lambda: pv.to_datatree(model, guide, x, num_draws=5, coords=["slant"]),
 ):
     try:
         call()

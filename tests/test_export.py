@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro import poutine
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, PairError
@@ -181,12 +185,18 @@ def test_labels_are_given_by_dimension(problem, x):
     tree = exported(problem, x, coords={"z_dim_0": ["slant", "width"], "observation": range(100, 120)})
     assert tree["prior"]["z"].sel(z_dim_0="slant").shape == (1, 200)
     assert np.array_equal(tree["posterior"]["z"].sel(observation=104), tree["posterior"]["z"][:, :, 4])
-    with pytest.raises(ConfigError, match="coords: found 1 labels of 'z_dim_0', expected 2"):
+    with pytest.raises(ConfigError, match="coords: found 1 labels of 'z_dim_0', expected a list of 2"):
         exported(problem, x, coords={"z_dim_0": ["slant"]})
     with pytest.raises(
         ConfigError, match=r"coords: found a dimension 'z', expected some of \['observation', 'z_dim_0'"
     ):
         exported(problem, x, coords={"z": ["slant", "width"]})
+
+
+@pytest.mark.parametrize("labels", [3, "ab", {"slant", "width"}, [["slant", "width"]], iter("ab")])
+def test_labels_that_are_no_list_are_refused(problem, x, labels):
+    with pytest.raises(ConfigError, match="labels of 'z_dim_0', expected a list of 2"):
+        exported(problem, x, coords={"z_dim_0": labels})
 
 
 def test_a_vae_an_image_and_several_latent_sites():
@@ -208,6 +218,73 @@ def test_missing_entries_stay_missing(problem, x):
     assert np.isfinite(tree["posterior_predictive"]["x"].values).all()
     exact = problem.log_evidence(holes, ~holes.isnan()).numpy()
     np.testing.assert_allclose(tree["sample_stats"]["log_w"].values[0, 0], exact)
+
+
+def written(*sites):
+    """A pair whose model observes, of data ``[n, 2]``, sites of these names made by functions of x and mask."""
+
+    def model(x=None, num=None, mask=None):
+        x, num = (torch.zeros(num, 2), num) if x is None else (x, len(x))
+        with pyro.plate("data", num):
+            z = pyro.sample("z", dist.Normal(torch.zeros(num, 1), 1.0).to_event(1))[..., 0]
+            for name, value, seen in sites:
+                with poutine.mask(mask=True if mask is None else seen(mask)):
+                    pyro.sample(name, dist.Normal(z, 1.0), obs=value(x))
+
+    def guide(x, mask=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
+
+    return model, guide
+
+
+FIRST, SECOND = ((lambda part, place=place: part[:, place]) for place in range(2))
+
+
+def test_observed_data_are_what_the_model_observes_and_not_what_it_is_given():
+    x = torch.tensor([[1.0, 2.0], [10.0, 3.0]])
+    tree = pv.to_datatree(*written(("y", lambda x: x[:, 0].log(), FIRST)), x, num_draws=5)
+    assert tree["observed_data"]["y"].dims == ("observation",)
+    np.testing.assert_allclose(tree["observed_data"]["y"].values, x[:, 0].log().numpy())
+
+
+def test_missing_entries_of_several_sites_stay_missing():
+    pair = pv.Incomplete(written(("a", FIRST, FIRST), ("b", SECOND, SECOND)))
+    x = torch.tensor([[5.0, torch.nan], [torch.nan, 6.0]])
+    observed = pv.to_datatree(pair, x, num_draws=5)["observed_data"]
+    assert np.array_equal(observed["a"].values, [5.0, np.nan], equal_nan=True)
+    assert np.array_equal(observed["b"].values, [np.nan, 6.0], equal_nan=True)
+
+
+def test_a_refinement_of_other_data_is_refused(problem, x):
+    pair = problem.model, problem.guide()
+    draws = pv.refine(*pair, x, method="svi", num_steps=0, num_draws=10, num_particles=10)
+    assert pv.to_datatree(*pair, x, draws=draws, num_draws=10)["posterior"]["z"].shape == (1, 10, 20, 2)
+    with pytest.raises(ConfigError, match="draws: found a refinement of other data than x"):
+        pv.to_datatree(*pair, x.flip(0), draws=draws, num_draws=10)
+
+
+def test_a_slash_in_a_name_becomes_a_dot(problem, x):
+    pair = [partial(pv.embed, program, name="table") for program in (problem.model, problem.guide())]
+    frame = pd.DataFrame(x.numpy()).rename_axis(index="km/h")
+    tree = pv.to_datatree(*pair, frame, num_draws=5)
+    assert tree["posterior"]["table.z"].dims == ("chain", "draw", "km.h", "table.z_dim_0")
+    assert {*tree["observed_data"].data_vars} == {"table.x"}
+    with pytest.raises(PairError, match="of which two have one name with"):
+        pv.to_datatree(*written(("a/b", FIRST, FIRST), ("a.b", SECOND, SECOND)), torch.ones(3, 2), num_draws=5)
+
+
+@pytest.mark.parametrize("name", ["chain", "draw", "marginal"])
+def test_sites_that_are_called_as_the_exports_own_are_refused(name):
+    with pytest.raises(PairError, match=rf"found sites called \['{name}'\]"):
+        pv.to_datatree(*written((name, FIRST, FIRST)), torch.ones(3, 2), num_draws=5)
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_dimension_of_the_data_that_is_called_as_one_of_a_site_is_refused(problem, x, rows):
+    data = xr.DataArray(x[:rows].numpy(), dims=("z_dim_0", "feature"))
+    with pytest.raises(ConfigError, match=r"x: found dimensions or coordinates called \['z_dim_0'\]"):
+        exported(problem, data)
 
 
 def test_what_is_no_pair_and_data_is_one_line(problem):

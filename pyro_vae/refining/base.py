@@ -42,6 +42,8 @@ class Refinement(NamedTuple):
     r"""Draws that are closer to :math:`p(z \mid x)` than those of the guide, and what they gain; see :func:`refine`."""
 
     method: str
+    x: Tensor
+    """The data ``[batch, *event]``."""
     z: dict[str, Tensor]
     """Site name -> ``[draws, batch, *event]``; of chains, the draws of the first come first, then those of the next."""
     log_w: Float[Tensor, "draws batch"]
@@ -74,7 +76,7 @@ class Refinement(NamedTuple):
         evidence = LogEvidence.joined([part.evidence for part in parts])
         judgement = Judgement.joined([part.judgement for part in parts])
         log_w = torch.cat([part.log_w for part in parts], 1)
-        rest = ("r_hat", "ess", "pareto_k", "elbo", "elbo_stderr", "gain", "gain_stderr")
+        rest = ("x", "r_hat", "ess", "pareto_k", "elbo", "elbo_stderr", "gain", "gain_stderr")
         numbers = {name: torch.cat([getattr(part, name) for part in parts]) for name in rest}
         return first._replace(z=z, log_w=log_w, judgement=judgement, evidence=evidence, **numbers)
 

@@ -165,6 +165,7 @@ def from_chains(
     elbo = Moments.of(weighed(path, plan.num_particles, most)[1])
     return Refinement(
         method=method,
+        x=path.density.x,
         z=path.density.values(flat),
         log_w=torch.zeros_like(flat[..., 0]),
         num_chains=len(u),

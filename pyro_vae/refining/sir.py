@@ -34,6 +34,7 @@ def sir(path: Path, most: int, plan: Plan) -> Refinement:
     influence = (log_w - evidence.value).exp() - log_w
     return Refinement(
         method="sir",
+        x=path.density.x,
         z=path.density.values(drawn),
         log_w=torch.zeros_like(drawn[..., 0]),
         num_chains=1,

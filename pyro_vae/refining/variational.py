@@ -39,6 +39,7 @@ def svi(path: Path, most: int, plan: Plan) -> Refinement:
     draws = of_weights(log_w)
     return Refinement(
         method="svi",
+        x=density.x,
         z=density.values(u),
         log_w=log_w,
         num_chains=1,
