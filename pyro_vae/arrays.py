@@ -43,7 +43,7 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
         x = x.data
     try:
         array = np.asarray(x)
-    except ValueError as error:  # NumPy's word for rows of different lengths
+    except (TypeError, ValueError) as error:  # rows of different lengths, or several variables
         raise DataError(f"{name}: expected an array of numbers, found {type(x).__name__} ({error})") from None
     if array.dtype.kind not in "buif":
         raise DataError(

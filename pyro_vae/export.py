@@ -193,7 +193,7 @@ def _of_refinement(draws: Any, own: Particles, x: Tensor) -> _Drawn:
         raise ConfigError(f"draws: found {type(draws).__name__}, expected what pyro_vae.refine returns")
     if (found := draws.log_w.shape[1]) != (expected := own.log_w.shape[1]):
         raise ConfigError(f"draws: found a refinement of {found} datapoints, expected one of the {expected} in x")
-    if draws.x.shape != x.shape or not torch.equal(draws.x.nan_to_num(), x.nan_to_num()):
+    if draws.x.shape != x.shape or not torch.equal(draws.x.nan_to_num(), x.to(draws.x).nan_to_num()):
         raise ConfigError("draws: found a refinement of other data than x: refine the same rows, in the same order")
     shapes = [{name: [*value.shape[2:]] for name, value in sorted(of.z.items())} for of in (draws, own)]
     if shapes[0] != shapes[1]:

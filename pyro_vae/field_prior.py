@@ -11,7 +11,7 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .errors import ConfigError
+from .errors import ConfigError, ShapeError
 from .pair import Pair
 
 
@@ -34,7 +34,17 @@ class DecoderPrior:
         return pyro.deterministic(self.name, self.at(noise).mean, event_dim=len(self._frozen.data_shape))
 
     def at(self, noise: dict[str, Tensor]) -> Distribution:
-        """p(x | z) at standard normal values ``[*lead, latent_dim]`` for each latent site, event ``data_shape``."""
+        """p(x | z) at standard normal values ``[*lead, latent_dim]`` for each latent site, event ``data_shape``.
+
+        Errors:
+            ShapeError: for other sites or sizes than the VAE's, which are those that the draws of ``name/...`` have.
+        """
+        sizes = self._frozen.latent_dims
+        found = {site: tuple(value.shape) for site, value in noise.items()} if isinstance(noise, dict) else type(noise)
+        if not isinstance(found, dict) or {site: shape[-1:] for site, shape in found.items()} != {
+            site: (size,) for site, size in sizes.items()
+        }:
+            raise ShapeError(f"noise: found {found}, expected values [..., size] of the sites and sizes {sizes}")
         return self._frozen.decode(self._frozen.from_normal(noise))
 
 

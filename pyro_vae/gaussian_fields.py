@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
-from .errors import ConfigError
+from .arrays import as_batch, as_tensor
+from .errors import ConfigError, require_count, require_number
 
 
 class GaussianFields:
@@ -41,7 +42,8 @@ class GaussianFields:
         left_out: The share of the variance of f that is not in the K coefficients.
 
     Errors:
-        ConfigError: for a covariance that is not a finite square matrix, fewer than K places, or no noise.
+        ConfigError: for a covariance that is not a finite symmetric square matrix without negative eigenvalues, of one
+            size for all settings; for fewer than K places, or no noise.
 
     References:
         | PriorVAE: Encoding Spatial Priors with Variational Autoencoders (Semenova et al., 2022)
@@ -67,19 +69,21 @@ class GaussianFields:
         noise: float = 0.02,
         num_draws: int = 10_000,
     ) -> None:
-        self.noise, self.num_draws = noise, num_draws
+        self.noise, self.num_draws = noise, require_count("num_draws", num_draws)
         self._covariance, self._parameters = covariance, list(parameters)
         if not noise > 0:
             raise ConfigError(f"noise={noise}: expected more than zero, or the VAE's density has no limit")
         if not self._parameters:
             raise ConfigError("parameters: found none, expected at least one setting of the covariance")
         # One matrix at a time, since n may be thousands.
-        average = reduce(torch.add, map(self._matrix, self._parameters)) / len(self._parameters)
-        if num_coefficients > len(average):
+        average = reduce(_sum, map(self._matrix, self._parameters)) / len(self._parameters)
+        if require_count("num_coefficients", num_coefficients) > len(average):
             raise ConfigError(
                 f"num_coefficients={num_coefficients}: expected at most {len(average)}, the places there are"
             )
         values, vectors = torch.linalg.eigh(average / len(average))
+        if values[0] < -1e-6 * values[-1].abs():
+            raise ConfigError("covariance: found negative eigenvalues of the average, expected none")
         self.variances = values.flip(0)[:num_coefficients]
         self.left_out = 1 - (self.variances.sum() / values.sum()).item()
         self.basis = (vectors.flip(1)[:, :num_coefficients] * len(average) ** 0.5).float()
@@ -94,7 +98,10 @@ class GaussianFields:
         return self.num_draws
 
     def __getitem__(self, rows: Any) -> Tensor:
-        num = len(torch.arange(self.num_draws)[rows])
+        chosen = torch.arange(self.num_draws)[rows]
+        return self._drawn(len(chosen)) if chosen.ndim else self._drawn(1)[0]
+
+    def _drawn(self, num: int) -> Tensor:
         factors = self._factors[torch.randint(len(self._factors), (num,))]
         return (factors @ torch.randn(num, factors.shape[-1], 1).double()).squeeze(-1).float()
 
@@ -104,7 +111,7 @@ class GaussianFields:
         each = MultivariateNormal(torch.zeros_like(self.variances), scale_tril=self._factors)
         return MixtureSameFamily(equal, each).log_prob(coefficients.double())
 
-    def given(self, places: Tensor, y: Tensor, *, scale: float) -> MixtureSameFamily:
+    def given(self, places: Any, y: Any, *, scale: float) -> MixtureSameFamily:
         r"""The exact posterior of f at every place, given noisy values at some: the Gaussian process itself.
 
         .. math:: p(f_i \mid y) = \sum_\ell p(\ell \mid y)\, \mathcal N(f_i \mid m_{\ell i}, v_{\ell i}),
@@ -113,13 +120,24 @@ class GaussianFields:
         Arguments:
             places: Indices of the places with a value, ``[m]``.
             y: The values, ``[m]``.
-            scale: The standard deviation of their noise.
+            scale: The standard deviation of their noise, above zero.
+
+        Errors:
+            ConfigError: for places that there are not, values that do not fit them, and no noise.
+            DataError: for values that are not finite.
 
         References:
             | Gaussian Processes for Machine Learning, chapter 2 (Rasmussen & Williams, 2006)
             | https://gaussianprocess.org/gpml/
         """
-        y = y.double()
+        places, y = as_tensor(places, name="places"), as_batch(y, name="y").double()
+        num = len(self.basis)
+        if places.is_floating_point() or places.ndim != 1 or not bool(((places >= 0) & (places < num)).all()):
+            raise ConfigError(f"places: found {places.tolist()}, expected whole numbers from 0 to {num - 1}")
+        if y.shape != places.shape:
+            raise ConfigError(f"y: found {tuple(y.shape)}, expected a value for each of {len(places)} places")
+        if not require_number("scale", scale) > 0:
+            raise ConfigError(f"scale={scale}: expected more than zero")
         log_evidence, means, scales = [], [], []
         for parameter in self._parameters:
             covariance = self._matrix(parameter)
@@ -134,12 +152,26 @@ class GaussianFields:
 
     def _matrix(self, parameter: Any) -> Tensor:
         found = torch.as_tensor(self._covariance(parameter)).double()
-        if found.ndim != 2 or found.shape[0] != found.shape[1] or not found.isfinite().all():
-            raise ConfigError(f"covariance({parameter!r}): found {tuple(found.shape)}, expected a finite square matrix")
+        square = found.ndim == 2 and found.shape[0] == found.shape[1]
+        if not square or not found.isfinite().all() or not torch.allclose(found, found.T):
+            raise ConfigError(
+                f"covariance({parameter!r}): found {tuple(found.shape)}, expected a finite, symmetric square matrix"
+            )
         return found
 
     def _factor(self, parameter: Any) -> Tensor:
         """Of the covariance of the rows of the data set: the coefficients' and the noise's."""
         basis = self.basis.double() / len(self.basis)
         covariance = basis.T @ self._matrix(parameter) @ basis
-        return torch.linalg.cholesky(covariance + self.noise**2 * torch.eye(len(covariance)).double())
+        factor, failed = torch.linalg.cholesky_ex(covariance + self.noise**2 * torch.eye(len(covariance)).double())
+        if failed:
+            raise ConfigError(f"covariance({parameter!r}): found negative eigenvalues, expected none")
+        return factor
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor:
+    if one.shape != other.shape:
+        raise ConfigError(
+            f"covariance: found {tuple(one.shape)} and {tuple(other.shape)}, expected one number of places"
+        )
+    return one + other

@@ -91,7 +91,7 @@ class HierarchicalVAE(Pair):
     def latent_dims(self) -> dict[str, int]:
         return dict(self._latent_dims)
 
-    def model(self, x: Any = None, num: int | None = None, mask: Any = None) -> Tensor:
+    def model(self, x: Any = None, num: int | None = None, *, mask: Any = None) -> Tensor:
         """The Pyro program ``zL ~ p(zL); ...; x ~ p(x | z1)`` in the plate ``data``; ``x=None`` generates ``num``.
 
         ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
@@ -105,7 +105,7 @@ class HierarchicalVAE(Pair):
                 p = self._below(layer, z)
             return pyro.sample("x", self.likelihood.observed(p, mask), obs=x)  # pyright: ignore[reportArgumentType]
 
-    def guide(self, x: Any, mask: Any = None) -> Tensor:
+    def guide(self, x: Any, *, mask: Any = None) -> Tensor:
         """The Pyro program ``z1 ~ q(z1 | x); z2 ~ q(z2 | z1); ...`` in the plate ``data``.
 
         The first encoder sees zeros where ``mask`` is false.
@@ -117,7 +117,7 @@ class HierarchicalVAE(Pair):
                 value = pyro.sample(f"z{layer + 1}", self._above(layer, value, mask))  # pyright: ignore[reportArgumentType]
         return value
 
-    def encode(self, x: Any, mask: Any = None) -> Distribution:
+    def encode(self, x: Any, *, mask: Any = None) -> Distribution:
         """q(z1 | x), batch ``[*lead]``; batch norms and dropouts are in the mode they are in."""
         return self._above(0, *self._checked(x, mask))
 

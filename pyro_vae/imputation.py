@@ -18,9 +18,9 @@ from .inspection import untouched
 from .missing import Incomplete
 from .modules import data_for
 from .pareto import pareto_k
-from .predictive import Weighted, replicates, weighted_blocks
+from .predictive import Weighted, replicates, some_of, weighted_blocks
 from .reliability import Judgement
-from .traces import Program
+from .traces import Program, observed_values, replay, sample_sites, trace
 from .weights import ess, quantile, weights_of
 
 
@@ -70,6 +70,7 @@ def impute(
     mask: Any = None,
     num_particles: int = 1000,
     num_imputations: int = 20,
+    from_prior: int | None = None,
     level: float = 0.9,
     seed: int = 0,
     max_bytes: int = 2**27,
@@ -79,7 +80,7 @@ def impute(
     .. math:: \mathbb E[x^{\mathrm{mis}} \mid x^{\mathrm{obs}}] \approx \sum_k \tilde w_k \,
         \mathbb E[x^{\mathrm{mis}} \mid z_k], \qquad w_k = \frac{p(x^{\mathrm{obs}}, z_k)}{q(z_k \mid x^{\mathrm{obs}})}
 
-    Half of the draws are from the prior, to which a posterior comes the nearer the less is observed, and where a guide
+    Some of the draws are from the prior, to which a posterior comes the nearer the less is observed, and where a guide
     that was trained on whole data does not look; their weights are those of the mixture.
 
     Multiple imputations are draws of :math:`(z_k, x^{\mathrm{mis}}_k)` resampled by the same weights; the interval is
@@ -91,14 +92,16 @@ def impute(
         mask: True where x is observed, instead of NaN or in addition to it.
         num_particles: Draws per datapoint.
         num_imputations: How many of them are returned as imputations.
+        from_prior: How many of the draws are from the prior and not from the guide: half, or 0 for discrete latents.
         level: The probability of the interval.
         seed: The draws depend on it alone; torch's own generator is left as it is.
-        max_bytes: About how much memory a block of datapoints may take.
+        max_bytes: About how much memory a block of datapoints may take; other blocks are other draws.
 
     Errors:
-        ConfigError: for a level outside (0, 1).
+        ConfigError: for a level outside (0, 1), and numbers of draws out of range.
         DataError, ShapeError: for infinite values, or a mask that does not fit the data.
-        PairError: for a model with several observed sites.
+        PairError: for a model with several observed sites, or one that observes something else than x; for programs
+            that take no mask; and for discrete latents unless ``from_prior=0``.
 
     References:
         | MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019)
@@ -115,29 +118,44 @@ def impute(
         raise ConfigError(f"level={level}: expected a probability between 0 and 1, such as 0.9")
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no spread")
     num_imputations = require_count("num_imputations", num_imputations)
-    incomplete = pair if isinstance(pair, Incomplete) else Incomplete(pair)
+    from_prior = some_of(num_particles, num_particles // 2 if from_prior is None else from_prior)
+    incomplete = Incomplete(pair)
     model, guide = incomplete.model, incomplete.guide
     x, parts = data_for(_with_nan(as_tensor(x), mask), model, guide), []
     with untouched(model, guide, seed=(seed, "impute")):
         for block in weighted_blocks(
-            model, guide, x, num_particles=num_particles, max_bytes=max_bytes, from_prior=num_particles // 2
+            model, guide, x, num_particles=num_particles, max_bytes=max_bytes, from_prior=from_prior
         ):
+            with untouched(model, guide, seed=(seed, "observed")):
+                _require_x_itself(model, guide, block.x)
             parts.append(_imputed(model, block, num_imputations, level))
     return Imputation.joined(parts)
 
 
-def _imputed(model: Program, block: Weighted, num_imputations: int, level: float) -> Imputation:
-    sites = replicates(model, block.z, block.x, block.vectorized)
+def _require_x_itself(model: Program, guide: Program, x: Tensor) -> None:
+    sites = observed_values(sample_sites(replay(model, trace(guide, (x,), {}), (x,), {})))
     if len(sites) != 1:
         raise PairError(f"found observed sites {sorted(sites)}, expected one, whose missing values are imputed")
+    ((name, value),) = sites.items()
+    if value.shape != x.shape or not torch.allclose(value.to(x)[~x.isnan()], x[~x.isnan()]):
+        raise PairError(
+            f"site {name!r} observes something else than x: values to be imputed are on its scale, so give the pair "
+            "data that it observes as they are"
+        )
+
+
+def _imputed(model: Program, block: Weighted, num_imputations: int, level: float) -> Imputation:
+    sites = replicates(model, block.z, block.x, block.vectorized)
     ((values, fns),) = sites.values()
+    values = values.to(block.x)  # categories come as whole numbers
     weights = weights_of(values, block.log_w)
     means = fns[0].mean if len(fns) == 1 and len(values) > 1 else torch.stack([fn.mean for fn in fns])
+    means = torch.where(means.isfinite(), means, values)  # a category's number has none, nor has a Cauchy's value
     chosen = block._replace(z={"x": values}).resampled(num_imputations)["x"]
     missing, x = block.x.isnan(), block.x.nan_to_num()
 
     def filled(imputed: Tensor) -> Tensor:
-        return torch.where(missing, imputed.to(x.dtype), x)
+        return torch.where(missing, imputed.to(x), x)
 
     tail = (1 - level) / 2
     return Imputation(

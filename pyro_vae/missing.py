@@ -4,12 +4,14 @@ from __future__ import annotations
 
 __all__ = ["Incomplete"]
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .arrays import as_tensor
+from .errors import PairError
 from .modules import TakesMissing, modules_behind, programs_of
 
 
@@ -25,10 +27,10 @@ class Incomplete(TakesMissing):
 
     Arguments:
         pair: A VAE, anything else with ``.model`` and ``.guide``, or a tuple ``(model, guide)``, whose programs take
-            ``mask=``, true where x is observed.
+            ``mask=``, true where x is observed. Of an incomplete pair it is the same again.
 
     Errors:
-        PairError: for something that is no pair.
+        PairError: for something that is no pair, and for programs that take no ``mask=``.
 
     References:
         | MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019)
@@ -46,7 +48,13 @@ class Incomplete(TakesMissing):
 
     def __init__(self, pair: Any) -> None:
         super().__init__()
-        self._model, self._guide = programs_of(pair)
+        self._model, self._guide = (pair._model, pair._guide) if isinstance(pair, Incomplete) else programs_of(pair)
+        for name, program in {"model": self._model, "guide": self._guide}.items():
+            if not _takes_mask(program):
+                raise PairError(
+                    f"pair: the {name} takes no mask=, expected one that is true where x is observed: give it "
+                    "mask=None, and let only observed entries count"
+                )
         self.parts = nn.ModuleList(modules_behind(self._model, self._guide))  # whose parameters are this module's
 
     def model(self, x: Any = None, num: int | None = None) -> Any:
@@ -60,6 +68,14 @@ class Incomplete(TakesMissing):
         """The pair's guide of the entries of x that are not NaN."""
         x, mask = _split(x)
         return self._guide(x, mask=mask)
+
+
+def _takes_mask(program: Any) -> bool:
+    try:
+        parameters = inspect.signature(program).parameters.values()
+    except (TypeError, ValueError):  # it will be seen when it is called
+        return True
+    return any(each.name == "mask" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def _split(x: Any) -> tuple[Tensor, Tensor]:

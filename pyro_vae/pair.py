@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .arrays import as_mask, as_tensor
-from .errors import DataError, ShapeError, StaleParamStoreError, require_count
+from .errors import ConfigError, DataError, ShapeError, StaleParamStoreError, require_count
 from .likelihoods import Likelihood
 from .modules import evaluating, registering
 from .nn import TakesMask
@@ -40,18 +40,18 @@ class Pair(nn.Module):
         self.recipe: dict[str, Any] | None = None
         """The preset and its arguments, when a preset made this pair: what a checkpoint needs to build it again."""
 
-    def model(self, x: Any = None, num: int | None = None, mask: Any = None) -> Tensor:
+    def model(self, x: Any = None, num: int | None = None, *, mask: Any = None) -> Tensor:
         """The Pyro program of p(z) and p(x | z) in the plate ``data``; with ``x=None`` it generates ``num``.
 
         ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
         """
         raise NotImplementedError
 
-    def guide(self, x: Any, mask: Any = None) -> Tensor:
+    def guide(self, x: Any, *, mask: Any = None) -> Tensor:
         """The Pyro program of q(z | x) in the plate ``data``, of the entries of x where ``mask`` is true."""
         raise NotImplementedError
 
-    def encode(self, x: Any, mask: Any = None) -> Distribution:
+    def encode(self, x: Any, *, mask: Any = None) -> Distribution:
         """q(z | x) of the z that the decoder reads, batch ``[*lead]``, of the entries of x where ``mask`` is true."""
         raise NotImplementedError
 
@@ -157,6 +157,8 @@ class Pair(nn.Module):
         if x is None:
             return None, 1 if num is None else require_count("num", num), None
         x, mask = self._checked(x, mask, batch=True)
+        if num is not None and require_count("num", num) != len(x):
+            raise ConfigError(f"num={num}: expected nothing beside x, whose {len(x)} datapoints are observed")
         return x, len(x), mask
 
     def _checked(self, x: Any, mask: Any = None, *, batch: bool = False) -> tuple[Tensor, Tensor | None]:

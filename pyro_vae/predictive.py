@@ -9,6 +9,7 @@ __all__ = [
     "predict",
     "prior_predictive",
     "replicates",
+    "some_of",
     "weighted_blocks",
 ]
 
@@ -23,7 +24,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from .density import Density
-from .errors import ConfigError, PairError, require_count
+from .errors import ConfigError, PairError, PyroVaeError, require_count
 from .inspection import untouched
 from .modules import data_for
 from .pareto import pareto_k
@@ -109,13 +110,22 @@ def prior_predictive(model: Program, num: int, *, seed: int = 0) -> dict[str, Te
     num = require_count("num", num)
     with untouched(model, seed=(seed, "prior_predictive")):
         try:
-            sites = sample_sites(trace(model, (None, num), {}))
-        except (TypeError, AttributeError) as error:
-            raise PairError(
-                f"the model cannot generate by model(None, {num}) ({error}): give it x=None and num=None, and sample "
-                "num datapoints if x is none; or use pyro_vae.simulation.simulate"
-            ) from None
-    return {name: site["value"] for name, site in sites.items()}
+            drawn = {name: site["value"] for name, site in sample_sites(trace(model, (None, num), {})).items()}
+        except PyroVaeError:
+            raise
+        except Exception as error:  # whatever a model that was not written for it does with None
+            raise _cannot_generate(num, str(error).partition("\n")[0]) from error
+    for name, value in drawn.items():
+        if len(value) != num:
+            raise _cannot_generate(num, f"site {name!r} has {len(value)} datapoints")
+    return drawn
+
+
+def _cannot_generate(num: int, why: str) -> PairError:
+    return PairError(
+        f"the model cannot generate by model(None, {num}) ({why}): give it x=None and num=None, and sample num "
+        "datapoints if x is none; or use pyro_vae.simulation.simulate"
+    )
 
 
 def posterior_predictive(
@@ -143,7 +153,7 @@ def posterior_predictive(
         num_particles: The draws that are resampled, at least ``num_draws``.
         from_prior: How many of them are from the prior and not from the guide, see :func:`predict`.
         seed: The draws depend on it alone; torch's own generator is left as it is.
-        max_bytes: About how much memory a block of datapoints may take.
+        max_bytes: About how much memory a block of datapoints may take; other blocks are other draws.
 
     Returns:
         Site name -> ``[draws, batch, *event]``, of the latent sites and, anew, of the observed ones.
@@ -160,7 +170,9 @@ def posterior_predictive(
     """
     num_draws = require_count("num_draws", num_draws)
     few = require_count("num_particles", num_particles, least=num_draws) if corrected else num_draws
-    from_prior = _some_of(few, from_prior) if corrected else 0
+    from_prior = some_of(few, from_prior)
+    if from_prior and not corrected:
+        raise ConfigError(f"from_prior={from_prior}: expected 0 with corrected=False, which has no weights")
     x, parts = data_for(x, model, guide), []
     with untouched(model, guide, seed=(seed, "posterior_predictive")):
         for block in weighted_blocks(model, guide, x, num_particles=few, max_bytes=max_bytes, from_prior=from_prior):
@@ -193,11 +205,11 @@ def predict(
     Arguments:
         model, guide, x: As for :func:`pyro_vae.draw_particles`.
         function: Of ``{site: [particles, batch, *event]}``, to ``[particles, batch, ...]``, such as
-            ``lambda z: vae.decode(z["z"]).mean``.
+            ``lambda z: vae.decode(z["z"]).mean``; of truth values, for probabilities, such as ``lambda z: z["z"] > 0``.
         num_particles: The number of draws K.
         from_prior: How many of them are from the prior and not from the guide; their weights are those of the mixture.
         seed: The draws depend on it alone; torch's own generator is left as it is.
-        max_bytes: About how much memory a block of datapoints may take.
+        max_bytes: About how much memory a block of datapoints may take; other blocks are other draws.
 
     Errors:
         PairError: if the function's result has another shape.
@@ -215,7 +227,7 @@ def predict(
         (True, 'ok')
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
-    from_prior = _some_of(num_particles, from_prior)
+    from_prior = some_of(num_particles, from_prior)
     x, parts = data_for(x, model, guide), []
     with untouched(model, guide, seed=(seed, "predict")):
         for block in weighted_blocks(
@@ -225,6 +237,7 @@ def predict(
             if not isinstance(values, Tensor) or values.shape[:2] != block.log_w.shape:
                 found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise PairError(f"function: expected {tuple(block.log_w.shape)} and further dimensions, got {found}")
+            values = values if values.is_floating_point() else values.to(block.log_w)  # of events, their probabilities
             weights = weights_of(values, block.log_w)
             mean = (weights * values).sum(0)
             stderr = (weights * (values - mean)).square().sum(0).sqrt()
@@ -233,7 +246,8 @@ def predict(
     return Prediction(*map(torch.cat, (mean, stderr, effective, k)), judgement=Judgement.joined(judged))
 
 
-def _some_of(num_particles: int, from_prior: int) -> int:
+def some_of(num_particles: int, from_prior: int) -> int:
+    """``from_prior``, if it leaves some of the particles to the guide; else :class:`~pyro_vae.errors.ConfigError`."""
     if require_count("from_prior", from_prior, least=0) >= num_particles:
         raise ConfigError(f"from_prior={from_prior}: expected fewer than num_particles={num_particles}")
     return from_prior

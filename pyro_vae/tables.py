@@ -23,12 +23,14 @@ def num_categories(kinds: Sequence[Kind]) -> list[int]:
     """For each column its number of categories, 1 for a count and 0 for a normal one.
 
     Errors:
-        ConfigError: for a kind that there is not.
+        ConfigError: for a kind that there is not, and for no columns.
 
     Example:
         >>> num_categories(["normal", "count", ("categorical", 3)])
         [0, 1, 3]
     """
+    if not len(kinds):
+        raise ConfigError("kinds: found none, expected one for each column")
     return [_one(place, kind) for place, kind in enumerate(kinds)]
 
 

@@ -76,7 +76,7 @@ class VAE(Pair):
     def latent_dims(self) -> dict[str, int]:
         return {"z": self.latent_dim}
 
-    def model(self, x: Any = None, num: int | None = None, mask: Any = None) -> Tensor:
+    def model(self, x: Any = None, num: int | None = None, *, mask: Any = None) -> Tensor:
         """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``.
 
         ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
@@ -90,14 +90,14 @@ class VAE(Pair):
             p = self.likelihood.observed(self.decode(z), mask)
             return pyro.sample("x", p, obs=x)  # pyright: ignore[reportArgumentType]
 
-    def guide(self, x: Any, mask: Any = None) -> Tensor:
+    def guide(self, x: Any, *, mask: Any = None) -> Tensor:
         """The Pyro program ``z ~ q(z | x)`` in the plate ``data``; the encoder sees zeros where ``mask`` is false."""
         self._register(guide=True)
         x, mask = self._checked(x, mask, batch=True)
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self._posterior(x, mask))  # pyright: ignore[reportArgumentType]
 
-    def encode(self, x: Any, mask: Any = None) -> Distribution:
+    def encode(self, x: Any, *, mask: Any = None) -> Distribution:
         """q(z | x), batch ``[*lead]``, event ``[latent_dim]``; batch norms and dropouts are in the mode they are in."""
         return self._posterior(*self._checked(x, mask))
 

@@ -495,6 +495,13 @@ for options in ({"seed": 1.5}, {"seed": None}, {"max_bytes": 1e8}, {"max_bytes":
             assert str(error).endswith("expected a whole number"), error
         else:
             raise AssertionError((call, options))
+vae = pv.presets.mlp_vae(data_shape=(4,))
+try:
+    vae.model(torch.zeros(3, 4), torch.zeros(3))  # a label is no number of datapoints
+except pv.errors.ConfigError as error:
+    assert "expected a whole number" in str(error), error
+else:
+    raise AssertionError
 for call in (
     lambda: pv.evidence.sandwich(model, guide, x, torch.zeros(3, 3)),
     lambda: pv.compare([pv.evidence.importance], model, guide, x),

@@ -11,8 +11,8 @@ import pyro_vae
 # a star stands for the files that no other entry names.
 FLOORS = """
 errors
-arrays files gaussian_fields hmc labels lattices moments pareto randomness reliability resampling schedules
-weights
+arrays files hmc labels lattices moments pareto randomness reliability resampling schedules
+gaussian_fields weights
 nn
 modules
 data embedding inspection likelihoods.base missing tables pairwise reporting posteriors

@@ -1,5 +1,9 @@
 """Gaussian fields against their definition, and a PriorVAE against the exact Gaussian process."""
 
+import itertools
+import math
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +11,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 
 import pyro_vae as pv
-from pyro_vae.errors import ConfigError
+from pyro_vae.errors import ConfigError, DataError
 
 PLACES = torch.linspace(0, 1, 60, dtype=torch.float64)
 
@@ -108,12 +112,51 @@ def test_a_prior_vae_answers_as_the_exact_process_does_and_an_untrained_one_of_a
     [
         ({"num_coefficients": 61}, "at most 60"),
         ({"num_coefficients": 3, "noise": 0.0}, "noise=0.0: expected more than zero"),
-        ({"num_coefficients": 3, "covariance": lambda _: PLACES}, r"found \(60,\), expected a finite square matrix"),
-        ({"num_coefficients": 3, "covariance": lambda _: covariance(0.0)}, "expected a finite square matrix"),
+        ({"num_coefficients": 3, "covariance": lambda _: PLACES}, r"found \(60,\), expected a finite, sym"),
+        (
+            {"num_coefficients": 3, "covariance": lambda _: covariance(0.0)},
+            "expected a finite, symmetric square matrix",
+        ),
+        ({"num_coefficients": 3, "covariance": lambda _: covariance(0.2).triu()}, "expected a finite, symmetric"),
+        ({"num_coefficients": 3, "covariance": lambda _: -covariance(0.2)}, "found negative eigenvalues"),
+        (
+            {"num_coefficients": 3, "covariance": lambda n: covariance(0.2)[:n, :n], "parameters": [30, 40]},
+            r"found \(30, 30\) and \(40, 40\), expected one number of places",
+        ),
+        ({"num_coefficients": 0}, "num_coefficients=0: expected at least 1"),
+        ({"num_coefficients": 3, "num_draws": 0}, "num_draws=0: expected at least 1"),
         ({"num_coefficients": 3, "parameters": []}, "parameters: found none"),
     ],
 )
-def test_what_cannot_be_used_gets_one_line(options, match):
+def test_what_are_no_fields_gets_one_line(options, match):
     with pytest.raises(ConfigError, match=match) as caught:
         pv.GaussianFields(**{"covariance": covariance, "parameters": [0.2], **options})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("places", "y", "scale", "error", "match"),
+    [
+        ([3, 60], [0.0, 1.0], 0.1, ConfigError, r"places: found \[3, 60\], expected whole numbers from 0 to 59"),
+        ([0.5], [0.0], 0.1, ConfigError, "expected whole numbers"),
+        ([3, 4], [0.0], 0.1, ConfigError, r"y: found \(1,\), expected a value for each of 2 places"),
+        ([3], [math.nan], 0.1, DataError, "non-finite"),
+        ([3], [0.0], -0.1, ConfigError, "scale=-0.1: expected more than zero"),
+    ],
+)
+def test_what_is_no_measurement_gets_one_line(fields, places, y, scale, error, match):
+    with pytest.raises(error, match=match):
+        fields.given(places, y, scale=scale)
+
+
+def test_lists_and_arrays_are_measurements_too(fields):
+    exact = fields.given(torch.tensor([3, 40]), torch.tensor([0.0, 1.0]), scale=0.1).mean
+    assert torch.equal(exact, fields.given([3, 40], np.array([0.0, 1.0]), scale=0.1).mean)
+
+
+def test_a_data_loader_takes_them(fields):
+    assert fields[0].shape == fields.variances.shape
+    (batch,) = itertools.islice(torch.utils.data.DataLoader(fields, batch_size=7), 1)
+    assert batch.shape == (7, len(fields.variances))
+    with pytest.raises(IndexError):
+        fields[len(fields)]

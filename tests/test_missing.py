@@ -2,6 +2,8 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -240,6 +242,11 @@ BAD = {
         r"expected the shape of x, \(2, 2, 3\), got \(2, 3, 2\)",
     ),
     "no pair": (lambda vae: pv.Incomplete(3), PairError, "found int"),
+    "no mask": (lambda vae: pv.Incomplete((lambda x: None, vae.guide)), PairError, "the model takes no mask="),
+    "number beside data": (lambda vae: vae.model(torch.zeros(2, 2, 3), 3), ConfigError, "num=3: expected nothing"),
+    "no draws of the guide": (lambda vae: pv.impute(vae, torch.zeros(2, 2, 3), from_prior=1000), ConfigError, "fewer"),
+    "noise of another size": (lambda vae: pv.decoder_prior(vae).at({"z": torch.zeros(3)}), ShapeError, "expected val"),
+    "noise of another site": (lambda vae: pv.decoder_prior(vae).at({"w": torch.zeros(2)}), ShapeError, "'z': 2"),
     "level": (lambda vae: pv.impute(vae, torch.zeros(2, 2, 3), level=90), ConfigError, "such as 0.9"),
     "observed entry that does not suit": (
         lambda vae: pv.impute(vae, torch.tensor([[[5.0, torch.nan, 0.0], [0.0, 0.0, 0.0]]])),
@@ -255,6 +262,66 @@ def test_bad_input_gets_one_line(name):
     with pytest.raises(kind, match=text) as caught:
         call(vaes()["vae"])
     assert "\n" not in str(caught.value)
+
+
+def observing(what, prior, likelihood):
+    """A pair that observes a function of x, under a likelihood given z."""
+
+    def model(x=None, num=None, mask=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(len(x)))
+            mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+            observed = what(x)
+            pyro.sample("y", likelihood(z, x).mask(mask[:, : observed.shape[1]]).to_event(1), obs=observed)
+
+    def guide(x, mask=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", prior(len(x)))
+
+    return model, guide
+
+
+def white(num):
+    return dist.Normal(torch.zeros(num, 1), 1.0).to_event(1)
+
+
+def coin(num):
+    return dist.Bernoulli(torch.full((num,), 0.5))
+
+
+def test_values_on_another_scale_are_not_imputed():
+    x = torch.tensor([[20.0, torch.nan, 21.0]])
+    with pytest.raises(PairError, match="site 'y' observes something else than x"):
+        pv.impute(observing(torch.log1p, white, lambda z, x: dist.Normal(3 + z.expand_as(x), 0.1)), x)
+    with pytest.raises(PairError, match="site 'y' observes something else than x"):
+        pv.impute(observing(lambda x: x[:, :2], white, lambda z, x: dist.Normal(z.expand_as(x[:, :2]), 1.0)), x)
+
+
+def test_a_distribution_without_a_mean_is_imputed_from_draws():
+    x = torch.tensor([[0.0, torch.nan, 1.0]])
+    pair = observing(
+        lambda x: x, white, lambda z, x: dist.Categorical(torch.tensor([0.2, 0.3, 0.5]).expand(*x.shape, 3))
+    )
+    found = pv.impute(pair, x, num_particles=4000).mean
+    assert torch.equal(found[0, ::2], x[0, ::2])
+    assert abs(found[0, 1] - 1.3) < SIGMAS * 0.781 / 4000**0.5
+
+
+def test_discrete_latents_are_imputed_without_draws_from_the_prior():
+    pair = observing(lambda x: x, coin, lambda z, x: dist.Normal(4 * z[..., None].expand(x.shape), 1.0))
+    x = torch.tensor([[4.0, torch.nan]])
+    found = pv.impute(pair, x, num_particles=4000, from_prior=0).mean[0, 1]
+    share = 1 / (1 + math.exp(-8.0))
+    assert abs(found - 4 * share) < 0.05
+    with pytest.raises(PairError, match="no reparameterised distribution"):
+        pv.impute(pair, x)
+
+
+def test_an_incomplete_pair_may_be_told_so_twice(problem):
+    pair = pv.Incomplete((problem.model, problem.guide()))
+    x = problem.sample(5, seed=0).masked_fill(torch.rand(5, 8) < 0.3, torch.nan)
+    one, other = (pv.evidence.elbo(each.model, each.guide, x).value for each in (pair, pv.Incomplete(pair)))
+    assert torch.equal(one, other)
 
 
 def test_the_parameters_are_the_pairs_own():
@@ -333,6 +400,7 @@ BAD_TABLES = {
         DataError,
         "column 1: expected categories 0 to 2, found 3",
     ),
+    "no columns": (lambda: pv.presets.table_vae(kinds=[]), ConfigError, "kinds: found none"),
     "vamp": (lambda: pv.presets.table_vae(kinds=["count"], prior="vamp"), ConfigError, "'standard' or 'mixture'"),
 }
 

@@ -155,5 +155,19 @@ def test_bad_input_gets_one_line(problem):
         pv.posterior_predictive(*pair, x, num_draws=10, num_particles=5)
     with pytest.raises(ConfigError, match="from_prior=9: expected fewer than num_particles=9"):
         pv.predict(*pair, x, lambda z: z["z"], num_particles=9, from_prior=9)
+    with pytest.raises(ConfigError, match="from_prior=5: expected 0 with corrected=False"):
+        pv.posterior_predictive(*pair, x, num_draws=10, corrected=False, from_prior=5)
     with pytest.raises(PairError, match="x=None and num=None"):
         pv.prior_predictive(lambda x: problem.model(x), 3)
+    with pytest.raises(PairError, match="x=None and num=None"):
+        pv.prior_predictive(lambda x, num: problem.model(torch.as_tensor(x)), 3)
+    with pytest.raises(PairError, match="site 'z' has 1 datapoints"):
+        pv.prior_predictive(lambda x, scale: problem.model(x), 3)
+
+
+def test_the_expectation_of_an_event_is_its_probability(problem):
+    x = problem.sample(50, seed=0)
+    found = pv.predict(problem.model, problem.guide(inflate=1.5), x, lambda z: z["z"] > 0)
+    q = problem.posterior(x)
+    exact = torch.distributions.Normal(q.mean, q.variance.sqrt()).cdf(torch.zeros(()))
+    assert ((found.mean - (1 - exact)).abs() < SIGMAS * found.stderr + 1e-3).all()

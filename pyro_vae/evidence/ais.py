@@ -53,7 +53,7 @@ def ais(
         schedule: ``"sigmoid"`` or ``"linear"``, see :func:`~pyro_vae.evidence.annealing.temperatures`.
         start: What q0 is: ``"guide"``, or ``"prior"``, which takes nothing from the guide but the scale of its draws.
         seed: The draws depend on it alone; torch's own generator is left as it is.
-        max_bytes: About how much memory a block of chains may take.
+        max_bytes: About how much memory a block of chains may take; other blocks are other draws.
         progress: Show a progress bar on a terminal.
 
     Errors:

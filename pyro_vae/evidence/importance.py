@@ -67,7 +67,7 @@ def importance(
         proposal: What is drawn from: ``"guide"``, ``"inflated"``, ``"defensive"`` or ``"refined"``.
         target_stderr: The standard error to reach, in nats per datapoint.
         seed: The draws depend on it alone; torch's own generator is left as it is.
-        max_bytes: About how much memory a block may take.
+        max_bytes: About how much memory a block may take; other blocks are other draws.
         progress: Show a progress bar on a terminal.
 
     Errors:

@@ -43,7 +43,7 @@ class Refinement(NamedTuple):
 
     method: str
     x: Tensor
-    """The data ``[batch, *event]``."""
+    """The data ``[batch, *event]``, as floating-point numbers."""
     z: dict[str, Tensor]
     """Site name -> ``[draws, batch, *event]``; of chains, the draws of the first come first, then those of the next."""
     log_w: Float[Tensor, "draws batch"]
@@ -76,9 +76,10 @@ class Refinement(NamedTuple):
         evidence = LogEvidence.joined([part.evidence for part in parts])
         judgement = Judgement.joined([part.judgement for part in parts])
         log_w = torch.cat([part.log_w for part in parts], 1)
-        rest = ("x", "r_hat", "ess", "pareto_k", "elbo", "elbo_stderr", "gain", "gain_stderr")
+        x = torch.cat([part.x for part in parts]).to(log_w)
+        rest = ("r_hat", "ess", "pareto_k", "elbo", "elbo_stderr", "gain", "gain_stderr")
         numbers = {name: torch.cat([getattr(part, name) for part in parts]) for name in rest}
-        return first._replace(z=z, log_w=log_w, judgement=judgement, evidence=evidence, **numbers)
+        return first._replace(x=x, z=z, log_w=log_w, judgement=judgement, evidence=evidence, **numbers)
 
     @property
     def verdict(self) -> np.ndarray:

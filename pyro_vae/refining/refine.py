@@ -91,7 +91,7 @@ def refine(
         num_steps: Of svi, by default 200.
         family: Of svi: ``"full"`` Gaussians by default, ``"diagonal"`` ones, or a ``"flow"``.
         seed: Of all draws; torch's own generator is left as it is.
-        max_bytes: About how much memory a block of datapoints and particles may take.
+        max_bytes: About how much memory a block of datapoints and particles may take; other blocks are other draws.
         progress: Show a progress bar on a terminal.
 
     Errors:
