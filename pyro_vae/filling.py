@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import data, plot
+from .arrays import as_batch
 from .assembly import protocol, split
 from .errors import DataError, ShapeError
 from .evidence import importance
@@ -52,7 +53,8 @@ def fill_file(
 ) -> list[Path]:
     """Impute the NaN of an array in a file ``NAME.npy`` or ``NAME.csv``: ``NAME-imputed.npz`` beside it, a new file.
 
-    A cell of a .csv that is empty or ``nan`` is missing; any other that is no number is an error, and so is a header.
+    Its arrays have the shape of the file's. A cell of a .csv that is empty or ``nan`` is missing; any other that is no
+    number is an error, and so is a header.
 
     Errors:
         DataError: for a file that is not there, or holds no numbers, and for a result that is there already.
@@ -64,12 +66,12 @@ def fill_file(
         raise DataError(f"{path} is there already and is not overwritten: move it, or rename {file.name}")
     _, vae = load_run(folder)
     x = _read(file)
-    if x.shape[1:] != vae.data_shape:
-        if not x.ndim or x[0].numel() != math.prod(vae.data_shape):
-            raise ShapeError(f"{file}: expected shape {('n', *vae.data_shape)}, got {tuple(x.shape)}")
-        x = x.reshape(-1, *vae.data_shape)
-    found = impute(vae, x, num_particles=num_particles, num_imputations=num_imputations, seed=seed)
-    _write(path, found)
+    if x[0].numel() != math.prod(vae.data_shape):
+        raise ShapeError(f"{file}: expected shape {('n', *vae.data_shape)}, got {tuple(x.shape)}")
+    rows = x.reshape(-1, *vae.data_shape)
+    found = impute(vae, rows, num_particles=num_particles, num_imputations=num_imputations, seed=seed)
+    like_x = {name: getattr(found, name).reshape(x.shape) for name in ("mean", "lower", "upper")}
+    _write(path, found._replace(draws=found.draws.reshape(-1, *x.shape), **like_x))
     return [path]
 
 
@@ -128,7 +130,7 @@ def _read(path: Path) -> Tensor:
         raise DataError(f"{path} does not exist: give an array with NaN as .npy or .csv") from None
     except ValueError as error:
         raise DataError(f"{path} cannot be read as an array of numbers ({str(error).splitlines()[0]})") from None
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)).float()
+    return as_batch(array, name=str(path), missing=True).float()
 
 
 def _cell(text: str) -> float:

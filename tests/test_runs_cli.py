@@ -447,13 +447,15 @@ def test_impute_fills_what_is_missing_in_a_file(copy, tmp_path):
     x[0, 5] = x[2, 60:] = np.nan
     np.save(tmp_path / "some.npy", x)
     np.savetxt(tmp_path / "other.csv", x, delimiter=",")
-    for file in ("some.npy", "other.csv"):
+    np.save(tmp_path / "images.npy", x.reshape(3, 8, 8))
+    for file, shape in (("some.npy", (64,)), ("other.csv", (64,)), ("images.npy", (8, 8))):
         answer = succeed("impute", copy, tmp_path / file, "--num-particles", "40", "--num-imputations", "3")
         found = arrays_in(answer.out.strip())
-        assert found["draws"].shape == (3, 3, 8, 8)
+        assert found["draws"].shape == (3, 3, *shape)
+        assert found["lower"].shape == found["mean"].shape == (3, *shape)
         assert np.isfinite(found["mean"]).all()
         assert (found["mean"].reshape(3, 64)[~np.isnan(x)] == 0).all()
-        assert found["mean"][0, 0, 5] > 0
+        assert found["mean"].reshape(3, 64)[0, 5] > 0
         assert found["verdict"].shape == (3,)
 
 
@@ -475,8 +477,8 @@ def test_impute_takes_an_empty_cell_as_missing(copy, tmp_path):
     (tmp_path / "some.csv").write_text("\n".join(map(",".join, rows)) + "\n")
     answer = succeed("impute", copy, tmp_path / "some.csv", "--num-particles", "40")
     found = arrays_in(answer.out.strip())
-    assert (found["mean"].reshape(2, 64)[0] == 0).all()
-    assert found["mean"][1, 7, 7] > 0
+    assert (found["mean"][0] == 0).all()
+    assert found["mean"][1, 63] > 0
 
 
 def test_impute_scores_hidden_halves_of_the_test_images(copy):
@@ -504,6 +506,22 @@ def test_impute_says_in_one_line_what_is_wrong_with_a_file(run, tmp_path, file, 
     if content is not None:
         (tmp_path / file).write_text(content)
     assert_one_line(cli("impute", run[0], tmp_path / file), pattern)
+
+
+@pytest.mark.parametrize(
+    ("array", "pattern"),
+    [
+        (np.zeros((0, 64)), r"expected at least one datapoint, .* got shape \(0, 64\)"),
+        (np.full((2, 64), "1"), "entries of type <U1, expected an array of numbers"),
+        (np.zeros((2, 64), complex), "entries of type complex128, expected an array of numbers"),
+        (np.float64(1), "expected at least one datapoint"),
+        (np.full((2, 64), np.inf), "non-finite values"),
+    ],
+)
+def test_impute_says_in_one_line_what_is_wrong_with_an_array(run, tmp_path, array, pattern):
+    np.save(tmp_path / "some.npy", array)
+    assert_one_line(cli("impute", run[0], tmp_path / "some.npy"), pattern)
+    assert not (tmp_path / "some-imputed.npz").exists()
 
 
 def test_plot_draws_the_same_pictures_again(copy):
