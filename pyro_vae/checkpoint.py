@@ -20,7 +20,7 @@ from safetensors.torch import save as _to_bytes
 from torch import Tensor
 
 from .arrays import find_device
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .files import replace_file
 from .pair import Pair
 from .presets import PRESETS
@@ -36,6 +36,7 @@ def save(vae: Pair, path: str | Path) -> None:
 
     Errors:
         CheckpointError: if the file cannot be written, with the reason.
+        ConfigError: for anything but a VAE.
 
     Example:
         >>> import tempfile, pyro_vae as pv
@@ -46,6 +47,10 @@ def save(vae: Pair, path: str | Path) -> None:
         >>> torch.equal(again.decoder.output_bias, vae.decoder.output_bias)
         True
     """
+    if not isinstance(vae, Pair):
+        raise ConfigError(
+            f"found {type(vae).__name__}, expected a VAE: of an Incomplete pair, save the one that it wraps"
+        )
     write(path, vae.state_dict(), {"recipe": vae.recipe})
 
 

@@ -502,6 +502,12 @@ except pv.errors.ConfigError as error:
     assert "expected a whole number" in str(error), error
 else:
     raise AssertionError
+try:
+    pv.save(pv.Incomplete(vae), "nowhere")
+except pv.errors.ConfigError as error:
+    assert "expected a VAE" in str(error), error
+else:
+    raise AssertionError
 for call in (
     lambda: pv.evidence.sandwich(model, guide, x, torch.zeros(3, 3)),
     lambda: pv.compare([pv.evidence.importance], model, guide, x),
