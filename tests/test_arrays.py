@@ -189,6 +189,7 @@ REFUSED = {
     "dates": (np.array([["2020-01-01"]], dtype="datetime64[D]"), "datetime64", "numbers"),
     "table with text": (pd.DataFrame({"pixel": [1.0, 2.0], "name": ["a", "b"]}), "object", "numbers"),
     "ragged list": ([[1.0], [1.0, 2.0]], "x:"),
+    "several variables": (xr.Dataset({"a": ("row", [1.0]), "b": ("row", [2.0])}), "Dataset"),
     "nothing": (None, "object", "numbers"),
     "dictionary": ({"image": 1}, "object", "numbers"),
 }
