@@ -92,7 +92,8 @@ def impute(
         mask: True where x is observed, instead of NaN or in addition to it.
         num_particles: Draws per datapoint.
         num_imputations: How many of them are returned as imputations.
-        from_prior: How many of the draws are from the prior and not from the guide: half, or 0 for discrete latents.
+        from_prior: How many of the draws are from the prior and not from the guide; by default half. Discrete latents
+            have to do without, 0.
         level: The probability of the interval.
         seed: The draws depend on it alone; torch's own generator is left as it is.
         max_bytes: About how much memory a block of datapoints may take; other blocks are other draws.
