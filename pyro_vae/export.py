@@ -20,11 +20,12 @@ from .labels import labels_of, numbered, renamed
 from .modules import data_for, programs_of, takes_missing
 from .pareto import pareto_k
 from .particles import Particles, draw_particles
-from .predictive import prior_predictive, replicates
+from .predictive import prior_predictive
 from .probing import vectorizes
 from .resampling import systematic
 from .sites import Sites, Vectorized, particle_plate, weigh, with_values
 from .traces import Program, observed_values, replay, sample_sites, trace
+from .weighted import replicates
 from .weights import ess
 
 

@@ -18,9 +18,9 @@ from .inspection import untouched
 from .missing import Incomplete
 from .modules import data_for
 from .pareto import pareto_k
-from .predictive import Weighted, replicates, some_of, weighted_blocks
 from .reliability import Judgement
 from .traces import Program, observed_values, replay, sample_sites, trace
+from .weighted import Weighted, replicates, some_of, weighted_blocks
 from .weights import ess, quantile, weights_of
 
 

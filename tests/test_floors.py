@@ -26,8 +26,8 @@ pathwise
 sites
 probing
 density particles
-local.families nodes predictive simulation
-local.gaussians
+local.families nodes simulation weighted
+local.gaussians predictive
 local.optimum
 local
 export imputation
