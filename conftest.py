@@ -47,7 +47,7 @@ def float64():
 @pytest.fixture
 def first_opinion(monkeypatch):
     """Estimators do not ask for a second one, whose draws would be counted with their own."""
-    for name in ("sampling", "ais", "smc"):
+    for name in ("from_weights", "ais", "smc"):
         module = importlib.import_module(f"pyro_vae.evidence.{name}")
         monkeypatch.setattr(module, "second_opinion", lambda found, *_, **__: found)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from pyro_vae.files import replace_file
+from pyro_vae.data.files import replace_file
 
 _STYLES = {
     "ELBO": ("#7f7f7f", "o"),

@@ -38,7 +38,7 @@ from pyro_vae.objectives import (
     Renyi,
     ReweightedWakeSleep,
 )
-from pyro_vae.schedules import CyclicalWarmup, LinearWarmup
+from pyro_vae.training.schedules import CyclicalWarmup, LinearWarmup
 
 from .provenance import Clock, origin, write
 

@@ -10,19 +10,20 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from pyro_vae import weights
-from pyro_vae.arrays import as_batch
-from pyro_vae.comparison import Estimator
+from pyro_vae.data.arrays import as_batch
 from pyro_vae.evidence import LogEvidence, ais, elbo, importance, jackknife, psis, smc
-from pyro_vae.evidence.refinement import REFINEMENT_EVALUATIONS
-from pyro_vae.evidence.tuning import pilot_evaluations
-from pyro_vae.inspection import progress_bar, untouched
-from pyro_vae.modules import suited
-from pyro_vae.moments import LogMoments
-from pyro_vae.pareto import pareto_k
-from pyro_vae.particles import particle_chunks
-from pyro_vae.reliability import judge
-from pyro_vae.traces import Program
+from pyro_vae.ops import weights
+from pyro_vae.ops.pareto import pareto_k
+from pyro_vae.ops.streaming import LogMoments
+from pyro_vae.ops.verdicts import judge
+from pyro_vae.pairs.handlers import untouched
+from pyro_vae.pairs.inputs import suited
+from pyro_vae.pairs.particles import particle_chunks
+from pyro_vae.pairs.progress import progress_bar
+from pyro_vae.pairs.traces import Program
+from pyro_vae.samplers.fitted_proposal import REFINEMENT_EVALUATIONS
+from pyro_vae.samplers.tuning import pilot_evaluations
+from pyro_vae.workflows.comparison import Estimator
 
 _STEPS, _CHAINS, _POPULATIONS = 2, 16, 16
 _ENOUGH = 10**6  # chains: for the pilot, memory is no limit here

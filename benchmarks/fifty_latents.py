@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.cli.runs import load_run
 from pyro_vae.evidence import LogEvidence
-from pyro_vae.evidence.refinement import REFINEMENT_EVALUATIONS, refined
-from pyro_vae.inspection import untouched
-from pyro_vae.moments import LogMoments
-from pyro_vae.runs import load_run
+from pyro_vae.ops.streaming import LogMoments
+from pyro_vae.pairs.handlers import untouched
+from pyro_vae.samplers.fitted_proposal import REFINEMENT_EVALUATIONS, refined
 
 from .provenance import Clock, origin, write
 

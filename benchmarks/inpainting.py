@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.weights import log_mean_exp
+from pyro_vae.ops.weights import log_mean_exp
 
 from .provenance import Clock, add_arguments, origin, write
 

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import runs
-from pyro_vae.assembly import build, objective_of, split
-from pyro_vae.config import TrainConfig
+from pyro_vae.cli import runs
+from pyro_vae.cli.build import build, objective_of, split
+from pyro_vae.cli.config import TrainConfig
 from pyro_vae.errors import ConfigError
 from pyro_vae.evidence import LogEvidence
-from pyro_vae.training_state import read_epochs
+from pyro_vae.training.state import read_epochs
 
 from .provenance import Clock, origin, write
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributions import MixtureSameFamily
 
 import pyro_vae as pv
-from pyro_vae.likelihoods.base import bisect
+from pyro_vae.models.likelihoods.base import bisect
 
 from .provenance import Clock, add_arguments, origin, write
 

@@ -18,7 +18,7 @@ import pyro
 import torch
 
 import pyro_vae as pv
-from pyro_vae.files import replace_file
+from pyro_vae.data.files import replace_file
 
 ROOT = Path(__file__).parents[1]
 _PLACES = {"--data-dir": "DATA", "--out": "OUT"}  # where files were on one machine is of no use on another

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import pyro_vae as pv
-from pyro_vae.problems import LinearGaussian
+from pyro_vae.models.problems import LinearGaussian
 
 from .provenance import Clock, origin, write
 

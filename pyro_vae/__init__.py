@@ -53,70 +53,71 @@ __all__ = [
     "weights",
 ]
 
-# Where a name lives that is not a module itself.
+# The module in which each public name lives.
 _HOMES = {
-    "VAE": "vae",
-    "Comparison": "comparison",
-    "Evaluation": "evaluation",
-    "GaussianFields": "gaussian_fields",
-    "HierarchicalVAE": "hierarchical",
-    "History": "training_state",
-    "Imputation": "imputation",
-    "Incomplete": "missing",
-    "Particles": "particles",
-    "Prediction": "predictive",
-    "Refinement": "refining",
-    "compare": "comparison",
-    "decoder_prior": "field_prior",
-    "draw_particles": "particles",
-    "embed": "embedding",
-    "evaluate": "evaluation",
-    "fit": "training",
-    "impute": "imputation",
-    "load": "checkpoint",
-    "posterior_predictive": "predictive",
-    "predict": "predictive",
-    "prior_predictive": "predictive",
-    "refine": "refining",
-    "save": "checkpoint",
-    "to_arviz": "export",
-    "to_datatree": "export",
+    "VAE": "models.vae",
+    "Comparison": "workflows.comparison",
+    "Evaluation": "workflows.evaluation",
+    "GaussianFields": "models.gaussian_fields",
+    "HierarchicalVAE": "models.hierarchical",
+    "History": "training.state",
+    "Imputation": "workflows.imputation",
+    "Incomplete": "models.incomplete",
+    "Particles": "pairs.particles",
+    "Prediction": "workflows.predictive",
+    "Refinement": "workflows.refinement",
+    "compare": "workflows.comparison",
+    "decoder_prior": "models.decoder_prior",
+    "draw_particles": "pairs.particles",
+    "embed": "pairs.embed",
+    "evaluate": "workflows.evaluation",
+    "fit": "training.fit",
+    "impute": "workflows.imputation",
+    "load": "training.checkpoint",
+    "posterior_predictive": "workflows.predictive",
+    "predict": "workflows.predictive",
+    "prior_predictive": "workflows.predictive",
+    "refine": "workflows.refinement",
+    "save": "training.checkpoint",
+    "to_arviz": "workflows.export",
+    "to_datatree": "workflows.export",
+}
+
+# Public modules that live inside a room.
+_MODULES = {
+    "likelihoods": "models.likelihoods",
+    "nn": "models.nn",
+    "posteriors": "models.posteriors",
+    "presets": "models.presets",
+    "priors": "models.priors",
+    "problems": "models.problems",
+    "schedules": "training.schedules",
+    "simulation": "pairs.simulation",
+    "weights": "ops.weights",
 }
 
 if TYPE_CHECKING:
-    from . import (
-        data,
-        diagnostics,
-        errors,
-        evidence,
-        likelihoods,
-        nn,
-        objectives,
-        plot,
-        posteriors,
-        presets,
-        priors,
-        problems,
-        schedules,
-        simulation,
-        weights,
-    )
-    from .checkpoint import load, save
-    from .comparison import Comparison, compare
-    from .embedding import embed
-    from .evaluation import Evaluation, evaluate
-    from .export import to_arviz, to_datatree
-    from .field_prior import decoder_prior
-    from .gaussian_fields import GaussianFields
-    from .hierarchical import HierarchicalVAE
-    from .imputation import Imputation, impute
-    from .missing import Incomplete
-    from .particles import Particles, draw_particles
-    from .predictive import Prediction, posterior_predictive, predict, prior_predictive
-    from .refining import Refinement, refine
-    from .training import fit
-    from .training_state import History
-    from .vae import VAE
+    from . import data, diagnostics, errors, evidence, objectives, plot
+    from .models import likelihoods, nn, posteriors, presets, priors, problems
+    from .models.decoder_prior import decoder_prior
+    from .models.gaussian_fields import GaussianFields
+    from .models.hierarchical import HierarchicalVAE
+    from .models.incomplete import Incomplete
+    from .models.vae import VAE
+    from .ops import weights
+    from .pairs import simulation
+    from .pairs.embed import embed
+    from .pairs.particles import Particles, draw_particles
+    from .training import schedules
+    from .training.checkpoint import load, save
+    from .training.fit import fit
+    from .training.state import History
+    from .workflows.comparison import Comparison, compare
+    from .workflows.evaluation import Evaluation, evaluate
+    from .workflows.export import to_arviz, to_datatree
+    from .workflows.imputation import Imputation, impute
+    from .workflows.predictive import Prediction, posterior_predictive, predict, prior_predictive
+    from .workflows.refinement import Refinement, refine
 
 
 def __getattr__(name: str) -> Any:
@@ -124,7 +125,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    return import_module(f".{name}", __name__)
+    return import_module(f".{_MODULES.get(name, name)}", __name__)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,5 @@
 """``python -m pyro_vae``."""
 
-from .cli import main
+from .cli.commands import main
 
 main()

@@ -18,6 +18,7 @@ __all__ = [
     "StaleParamStoreError",
     "require_count",
     "require_number",
+    "require_one_of",
 ]
 
 import math
@@ -122,3 +123,9 @@ def require_number(name: str, value: Any, *, least: float = -math.inf, most: flo
         high = "" if most == math.inf else f" and at most {most:g}"
         raise ConfigError(f"{name}={value!r}: expected a finite number{low}{high}")
     return value
+
+
+def require_one_of(name: str, value: str, *choices: str) -> None:
+    """Raise :class:`ConfigError` for an option that there is not."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}")

@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 import pyro_vae as pv
 from pyro_vae.diagnostics import aggregate_posterior, calibration, elbo_parts, inference_gaps, latent_summary
 from pyro_vae.evidence import ais, elbo, estimate, importance, jackknife, psis, quadrature, recommend, sandwich, smc
-from pyro_vae.evidence.drawing import PROPOSALS
-from pyro_vae.simulation import simulate
+from pyro_vae.evidence.budget import PROPOSALS
+from pyro_vae.pairs.simulation import simulate
 
 
 def rows_of(x):

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.density import Density
-from pyro_vae.errors import ConfigError, DataError, PairError, ShapeError
+from pyro_vae.errors import ConfigError, DataError, PairError, ShapeError, require_one_of
 from pyro_vae.evidence import ais, sandwich, smc
-from pyro_vae.evidence.annealing import Path, anneal, require_one_of, temperatures
-from pyro_vae.evidence.blocks import per_chain
-from pyro_vae.evidence.tuning import tune
-from pyro_vae.hmc import init, leapfrog
-from pyro_vae.moments import LogMoments
-from pyro_vae.simulation import simulate
+from pyro_vae.ops.hmc import init, leapfrog
+from pyro_vae.ops.streaming import LogMoments
+from pyro_vae.pairs.density import Density
+from pyro_vae.pairs.simulation import simulate
+from pyro_vae.samplers.chunks import per_chain
+from pyro_vae.samplers.tempering import Path, anneal, temperatures
+from pyro_vae.samplers.tuning import tune
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_objectives import conv, hand_written, perceptron, pixels, standard_normal, two_layer
 

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 import pyro_vae as pv
-from pyro_vae.arrays import as_batch, as_tensor, require_finite
+from pyro_vae.data.arrays import as_batch, as_tensor, require_finite
 from pyro_vae.errors import DataError
 from tests.looks import LOOKS, every_look, tensors_of
 

@@ -10,10 +10,13 @@ import torch
 from tqdm import tqdm
 
 import pyro_vae as pv
-from pyro_vae import particles, probing
 from pyro_vae.errors import ConfigError
-from pyro_vae.evidence import drawing, importance, psis, sampling
-from pyro_vae.moments import TailMoments
+from pyro_vae.evidence import budget as drawing
+from pyro_vae.evidence import from_weights as sampling
+from pyro_vae.evidence import importance, psis
+from pyro_vae.ops.streaming import TailMoments
+from pyro_vae.pairs import memory
+from pyro_vae.pairs import vectorization as probing
 from tests.statistics import assert_mean
 from tests.test_exams import E2_LOG_P, e2_data, linear
 from tests.test_objectives import conv, hand_written, pixels, two_layer
@@ -237,7 +240,7 @@ def small_vae():
 def decoded(monkeypatch):
     """Rows of latents that the decoder of a VAE saw, without those that only tried out what the pair can do."""
     monkeypatch.setattr(probing, "_same_alone_and_elsewhere", lambda *_: True)
-    monkeypatch.setattr(particles, "_bytes_per_row", lambda *_: 5000)
+    monkeypatch.setattr(memory, "_bytes_per_row", lambda *_: 5000)
     vae, x = small_vae()
     rows = []
     vae.decoder.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0][..., 0].numel()))

@@ -12,7 +12,7 @@ import pyro_vae as pv
 from pyro_vae.diagnostics import calibration
 from pyro_vae.diagnostics.calibration import _p_value, _summary
 from pyro_vae.errors import ConfigError, PairError
-from pyro_vae.simulation import simulate
+from pyro_vae.pairs.simulation import simulate
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import linear
 from tests.test_objectives import conv, hand_written, subsampled, two_layer

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import checkpoint
-from pyro_vae.checkpoint import read, write
 from pyro_vae.errors import CheckpointError, DeviceError
-from pyro_vae.presets import PRESETS
-from pyro_vae.randomness import seeded
+from pyro_vae.models.presets import PRESETS
+from pyro_vae.ops.seeds import seeded
+from pyro_vae.training import checkpoint
+from pyro_vae.training.checkpoint import read, write
 
 mlp_vae, burda_vae = pv.presets.mlp_vae, pv.presets.burda_vae
 

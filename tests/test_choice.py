@@ -9,22 +9,12 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import evaluation
 from pyro_vae.errors import ConfigError, DataError, PairError
-from pyro_vae.evidence import (
-    ESTIMATORS,
-    Recommendation,
-    ais,
-    choice,
-    estimate,
-    importance,
-    psis,
-    quadrature,
-    recommend,
-    smc,
-)
-from pyro_vae.evidence.choice import require_estimator
-from pyro_vae.reliability import Judgement
+from pyro_vae.evidence import ESTIMATORS, Recommendation, ais, estimate, importance, psis, quadrature, recommend, smc
+from pyro_vae.evidence import auto as choice
+from pyro_vae.evidence.auto import require_estimator
+from pyro_vae.ops.verdicts import Judgement
+from pyro_vae.workflows import evaluation
 from tests.test_exams import linear
 from tests.test_objectives import conv, hand_written, pixels, two_layer
 from tests.test_verdicts import three_latents

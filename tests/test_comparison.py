@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.comparison import Comparison, Row, compare
 from pyro_vae.errors import ConfigError, DataError
 from pyro_vae.evidence import elbo, importance, psis, quadrature
+from pyro_vae.workflows.comparison import Comparison, Row, compare
 from tests.test_exams import E2_GAP, linear
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 
 import pyro_vae as pv
 from pyro_vae import data
-from pyro_vae.config import TrainConfig
-from pyro_vae.data import BINARISATIONS, DATASETS, Pixels
+from pyro_vae.cli.config import TrainConfig
+from pyro_vae.data.datasets import BINARISATIONS, DATASETS, Pixels
 from pyro_vae.errors import DataError
 from tests.statistics import assert_mean, assert_not_mean
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.problems import linear_gaussian
+from pyro_vae.models.problems import linear_gaussian
 from tests.statistics import SIGMAS
 
 NUM = 300

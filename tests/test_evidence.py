@@ -14,7 +14,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, PairError, ShapeError
 from pyro_vae.evidence import elbo, importance
-from pyro_vae.particles import particle_chunks
+from pyro_vae.pairs.particles import particle_chunks
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_objectives import (
     conv,

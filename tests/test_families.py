@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.nn import MLP, ConvDecoder, ConvEncoder, ResidualBlock
-from pyro_vae.posteriors import DiagonalNormal, FullNormal
-from pyro_vae.priors import GaussianMixture, VampPrior
+from pyro_vae.models.nn import MLP, ConvDecoder, ConvEncoder, ResidualBlock
+from pyro_vae.models.posteriors import DiagonalNormal, FullNormal
+from pyro_vae.models.priors import GaussianMixture, VampPrior
 from tests.statistics import assert_mean, assert_not_mean
 
 LEADS = [(), (1,), (5,), (3, 5), (2, 1, 4)]

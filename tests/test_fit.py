@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.config import TrainConfig
-from pyro_vae.data import Pixels
+from pyro_vae.cli.config import TrainConfig
+from pyro_vae.data.datasets import Pixels
 from pyro_vae.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteLossError
-from pyro_vae.randomness import seeded
-from pyro_vae.schedules import SCHEDULES, LinearWarmup, Schedule
-from pyro_vae.training_state import Epoch, read_epochs
+from pyro_vae.ops.seeds import seeded
+from pyro_vae.training.schedules import SCHEDULES, LinearWarmup, Schedule
+from pyro_vae.training.state import Epoch, read_epochs
 
 SIZE = 6
 NUM, BATCH, EPOCHS = 40, 16, 4

@@ -1,78 +1,40 @@
-"""Imports go down only: the house as a table, and a checker that holds it."""
+"""Imports go down only: the house as a table of eight rows, and a checker that holds it."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import pyro_vae
 
-# From the ground up; a room may import from lower rows only. The rooms of a family are its base, its members, its door;
-# a star stands for the files that no other entry names.
+# From the top down. A room imports from lower rows only; rooms of one row are blind to each other.
 FLOORS = """
-errors
-arrays files hmc labels lattices moments pareto randomness reliability resampling schedules
-gaussian_fields weights
-nn
-modules
-data embedding inspection likelihoods.base missing tables pairwise reporting posteriors
-ppca priors likelihoods.*
-likelihoods
-batches named_parts pair problems
-hierarchical vae
-field_prior presets
-traces
-pathwise
-sites
-probing
-density particles
-local.families nodes simulation weighted
-local.gaussians predictive
-local.optimum
-local
-export imputation
-diagnostics.base diagnostics.mixtures evidence.base evidence.boxes objectives.gradients objectives.module
-diagnostics.predictability evidence.annealing evidence.proposals objectives.surrogates
-evidence.refinement evidence.second_opinion
-diagnostics.* evidence.blocks evidence.drawing evidence.tuning objectives.base
-evidence.sampling
-evidence.* objectives.*
-evidence.choice
-diagnostics evidence objectives
-refining.base refining.mixing
-refining.chains
-refining.*
-refining.refine
-refining
-checkpoint
-comparison evaluation plot.base training_state
-plot.pictures
-plot.*
-plot
-training
-config
-assembly
-views
-runs
-filling
-parsing
 cli
-__main__
+workflows plot
+evidence diagnostics training
+models objectives samplers
+pairs
+data
+ops
+errors
 """
-GROUND = {*FLOORS.partition("weights")[0].split(), "weights"}  # plain tensors, no pyro
-# What only one room, or one family, may import.
+READS = {"plot": "workflows"}  # results, as values
+# The rooms and files that may import a package; all others do without it.
 OWNERS = {
+    "PIL": {"data.datasets"},
+    "arviz": {"workflows.export"},
     "matplotlib": {"plot"},
-    "safetensors": {"checkpoint"},
-    "sklearn": {"data", "diagnostics.predictability"},
-    "torchvision": {"data"},
-    "arviz": {"export"},
-    "xarray": {"export", "labels"},
-    "tqdm": {"inspection", "training"},
-    "tyro": {"cli", "config", "parsing"},
+    "pandas": {"workflows.comparison"},
+    "safetensors": {"training.checkpoint"},
+    "sklearn": {"data.datasets", "diagnostics.predictors"},
+    "torchvision": {"data.datasets"},
+    "tqdm": {"pairs.progress"},
+    "tyro": {"cli"},
+    "xarray": {"workflows.export", "workflows.labels"},
 }
-FAMILIES = {"diagnostics", "evidence", "objectives"}  # mutually blind
-RANK = {room: rank for rank, row in enumerate(FLOORS.split("\n")) for room in row.split()}
+NOT_PYRO = {"errors", "ops", "data"}
+FLOOR = {room: -row for row, rooms in enumerate(FLOORS.split("\n")) for room in rooms.split()}
 
 
 def imports(tree, package):
@@ -82,100 +44,102 @@ def imports(tree, package):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            yield from (".".join([*base, *(node.module or "").split("."), alias.name]) for alias in node.names)
+            module = node.module.split(".") if node.module else []
+            yield from (".".join([*base, *module, alias.name]) for alias in node.names)
 
 
-def rank_of(room):
-    """The row of a room, None for one that has no place."""
-    return RANK.get(room, RANK.get(f"{room.split('.')[0]}.*") if room.count(".") == 1 else None)
-
-
-def room_of(name, root):
-    """``evidence.importance.importance`` -> ``evidence.importance``; the longest prefix that is a file in the table."""
-    parts = name.split(".")
-    rooms = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-    return next(
-        (r for r in rooms if r in RANK or (rank_of(r) and root.joinpath(*r.split(".")).with_suffix(".py").exists())),
-        name,
-    )
+def files(root):
+    """The package's files by dotted name; an ``__init__`` bears the name of its folder."""
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
 def violations(root):
     """What is wrong with a package, one line each."""
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        package = ["pyro_vae", *parts[:-1]]
-        room = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if not room:  # the package itself, which imports lazily
+    known = dict(files(root))
+    within = {}  # file -> the files of its own room that it imports
+    for name, path in known.items():
+        if name in ("", "__main__"):  # the package itself, which imports lazily, and its door
             continue
-        if rank_of(room) is None:
-            yield f"{room}: not in the table of floors"
+        room = name.split(".")[0]
+        if room not in FLOOR:
+            yield f"{name}: not in the table of floors"
             continue
         tree = ast.parse(path.read_text())
-        for name in imports(tree, package):
-            first, _, rest = name.replace("..", ".").partition(".")
-            other, family = room_of(rest, root), rest.split(".")[0]
-            if rest == "__version__":
-                continue
-            if first == "pyro_vae":
-                sideways = {family, parts[0]} <= FAMILIES and family != parts[0]
-                if sideways or (rank_of(other) or len(RANK)) >= (rank_of(room) or 0):
-                    yield f"{room}: imports {other}, which is not below it"
-            elif not {room, parts[0]} & OWNERS.get(first, {room}) or (first == "pyro" and room in GROUND):
-                yield f"{room}: imports {first}, which it does not own"
+        package = ["pyro_vae", *path.relative_to(root).parts[:-1]]
+        within[name] = set()
+        for imported in imports(tree, package):
+            first, _, rest = imported.partition(".")
+            other = rest.split(".")[0]
+            if first != "pyro_vae":
+                if not {name, room} & OWNERS.get(first, {name}) or (first == "pyro" and room in NOT_PYRO):
+                    yield f"{name}: imports {first}, which it does not own"
+            elif other == room:
+                parts = rest.split(".")
+                longest = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+                within[name].add(next(file for file in longest if file in known))
+            elif other != "__version__" and READS.get(room) != other and FLOOR.get(other, 0) >= FLOOR[room]:
+                yield f"{name}: imports {rest}, which is not below it"
         if room != "cli" and any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(tree)):
-            yield f"{room}: prints"
+            yield f"{name}: prints"
+    try:
+        TopologicalSorter(within).prepare()
+    except CycleError as error:
+        yield f"{error.args[1][0]}: in a circle of imports, {' -> '.join(error.args[1])}"
 
 
 def test_the_house_stands():
     assert list(violations(Path(pyro_vae.__file__).parent)) == []
 
 
-def test_the_table_names_no_room_that_is_gone():
+def test_every_room_of_the_table_is_there():
     root = Path(pyro_vae.__file__).parent
-    paths = [root.joinpath(*room.removesuffix(".*").split(".")) for room in RANK]
-    assert [str(path) for path in paths if not (path.with_suffix(".py").exists() or path.is_dir())] == []
+    rooms = {name.split(".")[0] for name, _ in files(root)} - {"", "__main__"}
+    assert rooms == FLOOR.keys()
 
 
 @pytest.mark.parametrize(
     ("file", "line", "complaint"),
     [
-        ("traces.py", "from .particles import Particles", "traces: imports particles"),
-        ("weights.py", "from .vae import VAE", "weights: imports vae"),
-        ("nn.py", "from .likelihoods import Gaussian", "nn: imports likelihoods"),
-        ("nn.py", "from . import priors", "nn: imports priors"),
-        ("nn.py", "import pyro_vae.vae", "nn: imports vae"),
-        ("nn.py", "from pyro_vae.vae import VAE", "nn: imports vae"),
-        ("nn.py", "def f():\n    from .vae import VAE", "nn: imports vae"),
-        ("vae.py", "from .objectives.base import Objective", "vae: imports objectives.base"),
-        ("objectives/elbo.py", "from ..evidence import elbo", "objectives.elbo: imports evidence"),
-        ("objectives/elbo.py", "from ..evidence.base import summarise", "objectives.elbo: imports evidence.base"),
-        ("objectives/iwae.py", "from .elbo import ELBO", "objectives.iwae: imports objectives.elbo"),
-        ("evidence/base.py", "from .importance import importance", "evidence.base: imports evidence"),
-        ("evidence/__init__.py", "from ..objectives import IWAE", "evidence: imports objectives"),
-        ("weights.py", "import pyro", "weights: imports pyro"),
-        ("arrays.py", "from pyro.distributions import Normal", "arrays: imports pyro"),
-        ("runs.py", "from matplotlib import pyplot", "runs: imports matplotlib"),
-        ("vae.py", "import torchvision.datasets", "vae: imports torchvision"),
-        ("presets.py", "from sklearn.datasets import load_digits", "presets: imports sklearn"),
-        ("runs.py", "import tyro", "runs: imports tyro"),
-        ("evidence/importance.py", "from tqdm import tqdm", "evidence.importance: imports tqdm"),
-        ("training_state.py", "from safetensors.torch import save", "training_state: imports safetensors"),
-        ("runs.py", "print(1)", "runs: prints"),
-        ("attic.py", "", "attic: not in the table"),
-        ("local/attic.py", "", "local.attic: not in the table"),
-        ("objectives/attic.py", "from .elbo import ELBO", "objectives.attic: imports objectives.elbo"),
-        ("nn.py", "from .attic import box", "nn: imports attic"),
+        ("pairs/traces.py", "from ..models.vae import VAE", "pairs.traces: imports models.vae.VAE"),
+        ("ops/weights.py", "from ..data.arrays import as_tensor", "ops.weights: imports data.arrays"),
+        ("ops/weights.py", "import pyro_vae.models.vae", "ops.weights: imports models.vae"),
+        ("ops/weights.py", "from pyro_vae.models.vae import VAE", "ops.weights: imports models.vae"),
+        ("ops/weights.py", "def f():\n    from ..models.vae import VAE", "ops.weights: imports models.vae"),
+        ("ops/weights.py", "from pyro_vae import fit", "ops.weights: imports fit"),
+        ("models/vae.py", "from ..objectives.base import Objective", "models.vae: imports objectives.base"),
+        ("objectives/elbo.py", "from ..samplers import tempering", "objectives.elbo: imports samplers"),
+        ("evidence/ais.py", "from ..diagnostics import calibration", "evidence.ais: imports diagnostics"),
+        ("workflows/evaluation.py", "from .. import plot", "workflows.evaluation: imports plot"),
+        ("training/fit.py", "from ..workflows import evaluation", "training.fit: imports workflows"),
+        ("models/likelihoods/base.py", "from ...evidence import elbo", "models.likelihoods.base: imports evidence"),
+        ("ops/weights.py", "import pyro", "ops.weights: imports pyro"),
+        ("data/arrays.py", "from pyro.distributions import Normal", "data.arrays: imports pyro"),
+        ("cli/runs.py", "from matplotlib import pyplot", "cli.runs: imports matplotlib"),
+        ("models/vae.py", "import torchvision.datasets", "models.vae: imports torchvision"),
+        ("training/state.py", "from safetensors.torch import save", "training.state: imports safetensors"),
+        ("evidence/ais.py", "from tqdm import tqdm", "evidence.ais: imports tqdm"),
+        ("evidence/ais.py", "print(1)", "evidence.ais: prints"),
+        ("attic/box.py", "", "attic.box: not in the table"),
+        ("box.py", "", "box: not in the table"),
+        ("objectives/iwae.py", "from .elbo import ELBO", "objectives.elbo: in a circle"),
     ],
 )
 def test_the_checker_catches_a_planted_violation(tmp_path, file, line, complaint):
-    for name in ("cli.py", "vae.py", "objectives/elbo.py"):  # a tree that stands
+    stands = {
+        "__init__.py": "",
+        "cli/main.py": "import tyro\nfrom ..models import vae\nprint(1)\n",
+        "models/vae.py": "import torch\nfrom pyro_vae import errors\n",
+        "objectives/elbo.py": "from ..pairs.particles import Sites\nfrom . import iwae\n",
+        "objectives/iwae.py": "import pyro\n",
+        "plot/base.py": "import matplotlib\nfrom ..workflows.comparison import Row\n",
+    }
+    for name, text in stands.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("import torch\nfrom pyro_vae import errors\n")
-    (tmp_path / "cli.py").write_text("import tyro\nfrom . import runs\nprint(1)\n")
-    (tmp_path / "objectives/elbo.py").write_text("from ..particles import Sites\nfrom .base import Objective\n")
+        (tmp_path / name).write_text(text)
     assert list(violations(tmp_path)) == []
-    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / file).write_text(line)
     (found,) = violations(tmp_path)
     assert found.startswith(complaint)

@@ -18,7 +18,6 @@ from pyro.optim import Adam
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.checkpoint import read, write
 from pyro_vae.errors import (
     ConfigError,
     DataError,
@@ -28,9 +27,10 @@ from pyro_vae.errors import (
     StaleParamStoreError,
     require_count,
 )
-from pyro_vae.modules import modules_behind
 from pyro_vae.objectives import ELBO, IWAE
-from pyro_vae.randomness import seeded
+from pyro_vae.ops.seeds import seeded
+from pyro_vae.pairs.modules import modules_behind
+from pyro_vae.training.checkpoint import read, write
 from tests.looks import LOOKS, every_look
 from tests.statistics import assert_mean
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.density import Density
 from pyro_vae.diagnostics import inference_gaps
 from pyro_vae.errors import ConfigError, DataError, PairError
-from pyro_vae.local import FAMILIES, Plan, best_member, compared, start_of
+from pyro_vae.pairs.density import Density
+from pyro_vae.samplers import FAMILIES, Plan, best_member, compared, start_of
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import E5_ELBO, E5_LOG_P, E5_X, linear, tanh_vae
 from tests.test_objectives import conv, hand_written, two_layer

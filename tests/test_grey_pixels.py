@@ -9,7 +9,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError
-from pyro_vae.likelihoods import ContinuousBernoulli, DiscretisedLogistic
+from pyro_vae.models.likelihoods import ContinuousBernoulli, DiscretisedLogistic
 from tests.statistics import assert_mean, assert_not_mean
 
 LOGITS = [-100.0, -40.0, -17.0, -3.0, -0.11, -0.09, -1e-4, 0.0, 1e-8, 1e-3, 0.05, 0.2, 1.0, 20.0, 100.0]

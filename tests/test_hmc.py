@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pyro_vae.hmc import Evaluation, State, init, jump, kernel, leapfrog
-from pyro_vae.resampling import stratified, systematic
+from pyro_vae.ops.hmc import Evaluation, State, init, jump, kernel, leapfrog
+from pyro_vae.ops.resampling import stratified, systematic
 from tests.statistics import assert_mean, assert_not_mean
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -7,13 +7,13 @@ import torch
 from scipy.special import digamma
 
 import pyro_vae as pv
-from pyro_vae import weights
 from pyro_vae.errors import ConfigError
 from pyro_vae.evidence import importance, jackknife
 from pyro_vae.evidence.jackknife import _first_order, _second_order
-from pyro_vae.inspection import untouched
-from pyro_vae.moments import TailMoments
-from pyro_vae.particles import particle_chunks
+from pyro_vae.ops import weights
+from pyro_vae.ops.streaming import TailMoments
+from pyro_vae.pairs.handlers import untouched
+from pyro_vae.pairs.particles import particle_chunks
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_weights import gamma_weights, iwae_of_gamma, jackknife_coefficients
 

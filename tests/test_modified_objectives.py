@@ -15,7 +15,7 @@ from pyro_vae.errors import ConfigError, DataError, PairError, require_number
 from pyro_vae.objectives import CUBO, ELBO, BetaTCVAE, BetaVAE, FreeBits, InfoVAE, ReweightedWakeSleep
 from pyro_vae.objectives.beta_tcvae import log_aggregate
 from pyro_vae.objectives.info_vae import mmd
-from pyro_vae.schedules import CyclicalWarmup, LinearWarmup
+from pyro_vae.training.schedules import CyclicalWarmup, LinearWarmup
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import E2_ELBO, E2_SCALE, e2_data, linear
 from tests.test_gradients import LAYERED_X, Layered

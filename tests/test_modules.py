@@ -13,11 +13,11 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, ShapeError
-from pyro_vae.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, bernoulli
-from pyro_vae.nn import Tanh
-from pyro_vae.posteriors import DiagonalNormal
-from pyro_vae.presets import PRESETS, burda_vae, mlp_vae
-from pyro_vae.priors import StandardNormal
+from pyro_vae.models.likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, bernoulli
+from pyro_vae.models.nn import Tanh
+from pyro_vae.models.posteriors import DiagonalNormal
+from pyro_vae.models.presets import PRESETS, burda_vae, mlp_vae
+from pyro_vae.models.priors import StandardNormal
 from tests.statistics import assert_mean, assert_not_mean
 
 LIKELIHOODS = {

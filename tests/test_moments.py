@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_vae import weights
-from pyro_vae.moments import LogMoments, TailMoments
+from pyro_vae.ops import weights
+from pyro_vae.ops.streaming import LogMoments, TailMoments
 from tests.test_weights import exactly, log_weights, split
 
 pytestmark = pytest.mark.usefixtures("float64")

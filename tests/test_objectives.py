@@ -32,7 +32,7 @@ from pyro_vae.objectives import (
     ReweightedWakeSleep,
 )
 from pyro_vae.objectives.gradients import FLOWS
-from pyro_vae.schedules import LinearWarmup
+from pyro_vae.training.schedules import LinearWarmup
 from tests.statistics import assert_mean
 
 OBJECTIVES = {

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
-from pyro_vae import pareto
-from pyro_vae.pareto import fit_generalized_pareto, pareto_k, smooth, smooth_tail, tail_size
-from pyro_vae.weights import log_mean_exp
+from pyro_vae.ops import pareto
+from pyro_vae.ops.pareto import fit_generalized_pareto, pareto_k, smooth, smooth_tail, tail_size
+from pyro_vae.ops.weights import log_mean_exp
 from tests.statistics import SIGMAS, assert_mean
 from tests.test_weights import exactly
 

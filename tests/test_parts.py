@@ -13,11 +13,11 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, PairError
-from pyro_vae.modules import unregistered
+from pyro_vae.models.posteriors import DiagonalNormal
+from pyro_vae.models.priors import StandardNormal, VampPrior
 from pyro_vae.objectives import ELBO, IWAE
-from pyro_vae.particles import room
-from pyro_vae.posteriors import DiagonalNormal
-from pyro_vae.priors import StandardNormal, VampPrior
+from pyro_vae.pairs.handlers import unregistered
+from pyro_vae.pairs.memory import room
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_objectives import OBJECTIVES
 

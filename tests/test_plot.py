@@ -17,7 +17,7 @@ from pyro_vae import plot
 from pyro_vae.diagnostics import InferenceGaps
 from pyro_vae.errors import ShapeError
 from pyro_vae.evidence import LogEvidence
-from pyro_vae.reliability import Judgement
+from pyro_vae.ops.verdicts import Judgement
 
 
 def epochs(train, validation, elbo=None):

@@ -5,7 +5,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError
-from pyro_vae.ppca import PPCA
+from pyro_vae.models.ppca import PPCA
 
 
 @pytest.fixture

@@ -10,12 +10,15 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_vae as pv
-from pyro_vae.density import Density
 from pyro_vae.errors import ConfigError, PairError
-from pyro_vae.evidence import drawing, importance, jackknife, proposals, psis, refinement
-from pyro_vae.evidence.drawing import require_proposal
-from pyro_vae.evidence.proposals import inflated
-from pyro_vae.evidence.refinement import REFINEMENT_EVALUATIONS, inflation
+from pyro_vae.evidence import budget as drawing
+from pyro_vae.evidence import importance, jackknife, psis
+from pyro_vae.evidence.budget import require_proposal
+from pyro_vae.pairs.density import Density
+from pyro_vae.samplers import fitted_proposal as refinement
+from pyro_vae.samplers import proposals
+from pyro_vae.samplers.fitted_proposal import REFINEMENT_EVALUATIONS, inflation
+from pyro_vae.samplers.proposals import inflated
 from tests.statistics import assert_mean
 from tests.test_exams import E1_LOG_P, e1_data, linear
 from tests.test_objectives import conv, hand_written, pixels, two_layer

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import runs
-from pyro_vae.config import TrainConfig
+from pyro_vae.cli import runs
+from pyro_vae.cli.config import TrainConfig
 from pyro_vae.errors import DataError
 from tests.looks import every_look, tensors_of
 

@@ -14,12 +14,13 @@ from pyro import poutine
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.density import Density
 from pyro_vae.errors import ConfigError, DataError, PairError
 from pyro_vae.evidence import ais, importance, quadrature
-from pyro_vae.lattices import Lattice
-from pyro_vae.nodes import Direct, Shared, at_nodes
-from pyro_vae.pairwise import pairwise_log_prob
+from pyro_vae.evidence.grid import Lattice
+from pyro_vae.evidence.latent_sums import Direct, Shared, at_nodes
+from pyro_vae.ops.pairwise import pairwise_log_prob
+from pyro_vae.ops.streaming import LogMoments
+from pyro_vae.pairs.density import Density
 from tests.test_objectives import ConvDecoder, conv, hand_written, normal, one_layer, perceptron
 from tests.test_objectives import pixels as single_pixels
 
@@ -603,8 +604,8 @@ def test_memory_is_bounded(max_bytes):
 
 def test_scores_are_bounded_too(monkeypatch):
     largest = []
-    of = pv.moments.LogMoments.of
-    monkeypatch.setattr(pv.moments.LogMoments, "of", lambda log_w: largest.append(log_w.numel()) or of(log_w))
+    of = LogMoments.of
+    monkeypatch.setattr(LogMoments, "of", lambda log_w: largest.append(log_w.numel()) or of(log_w))
     problem = pv.problems.bernoulli_network()
     quadrature(problem.model, problem.guide(), every_x().repeat(5, 1), max_bytes=2**16)
     assert max(largest) * 8 <= 2**16

@@ -45,7 +45,7 @@ def test_pictures_are_small():
 
 
 def test_every_part_is_named():
-    from pyro_vae import likelihoods, posteriors, presets, priors
+    from pyro_vae.models import likelihoods, posteriors, presets, priors
 
     for module in (likelihoods, posteriors, presets, priors):
         for name in set(module.__all__) - {"PRESETS"}:

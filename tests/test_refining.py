@@ -12,12 +12,13 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vae as pv
 from benchmarks.refinement import BUDGETS, digits, examined, table
-from pyro_vae import hmc, refining
-from pyro_vae.density import Density
 from pyro_vae.errors import ConfigError, DataError, PairError
-from pyro_vae.evidence.annealing import Path
-from pyro_vae.local import start_of
-from pyro_vae.refining import mixing
+from pyro_vae.ops import hmc
+from pyro_vae.pairs.density import Density
+from pyro_vae.samplers import start_of
+from pyro_vae.samplers.tempering import Path
+from pyro_vae.workflows.refinement import convergence as mixing
+from pyro_vae.workflows.refinement import hmc as moves
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_benchmarks import RESULTS
 from tests.test_exams import linear
@@ -226,8 +227,8 @@ class TestChains:
             return transition
 
         problem, x, _ = simulated(50)
-        monkeypatch.setattr(refining.chains, "kernel", lax)
-        monkeypatch.setattr(refining.chains, "jump", lambda _, state, *where: state)  # they would mend most of it
+        monkeypatch.setattr(moves, "kernel", lax)
+        monkeypatch.setattr(moves, "jump", lambda _, state, *where: state)  # they would mend most of it
         options = {"method": "hmc", "num_chains": 32, "num_draws": 1280, "num_warmup": 18, "num_particles": 100}
         found = pv.refine(problem.model, problem.guide(**BAD), x, **options)
         assert coverage(problem, x, found.z["z"]) > 0.905
@@ -238,7 +239,7 @@ class TestChains:
         found = pv.refine(model, wide, torch.full((5,), 2.0), **options)
         assert_mean((found.z["z"] > 0).double().mean(0), 0.5, slack=0.05)
         assert found.r_hat.max() < 1.3
-        monkeypatch.setattr(refining.chains, "jump", lambda _, state, *where: state)
+        monkeypatch.setattr(moves, "jump", lambda _, state, *where: state)
         found = pv.refine(model, wide, torch.full((5,), 2.0), **options | {"num_draws": 320})
         assert found.r_hat.min() > 1.5
         assert (found.verdict == "unreliable").all()
@@ -263,7 +264,7 @@ class TestChains:
         )
         num = 200_000
         path = Path(Density(model, guide, torch.zeros(1)), "guide")
-        whitened = refining.chains.Whitened(path, start_of(path.density, num), num)
+        whitened = moves.Whitened(path, start_of(path.density, num), num)
 
         def in_the_second():
             torch.manual_seed(0)
@@ -275,7 +276,7 @@ class TestChains:
         share = 1 - posterior.cdf(torch.tensor(6.0))
         assert_mean(in_the_second(), share)
         monkeypatch.setattr(
-            refining.chains, "_either", lambda near, far: torch.cat([near[: len(near) // 2], far[len(far) // 2 :]])
+            moves, "_either", lambda near, far: torch.cat([near[: len(near) // 2], far[len(far) // 2 :]])
         )
         assert_not_mean(in_the_second(), share)
 
@@ -287,7 +288,7 @@ class TestChains:
             return hmc.kernel(log_density_fn)
 
         problem, x, _ = simulated(3)
-        monkeypatch.setattr(refining.chains, "kernel", noted)
+        monkeypatch.setattr(moves, "kernel", noted)
         options = {"method": "hmc", "num_chains": 2, "num_draws": 20, "num_warmup": 30, "num_particles": 10}
         pv.refine(problem.model, problem.guide(**BAD), x, **options)
         assert len(seen) == 40

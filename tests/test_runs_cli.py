@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 
 import pyro_vae as pv
-from pyro_vae.assembly import objective_of
-from pyro_vae.cli import Views, main
-from pyro_vae.config import TrainConfig
+from pyro_vae.cli.build import objective_of
+from pyro_vae.cli.commands import Views, main
+from pyro_vae.cli.config import TrainConfig
+from pyro_vae.cli.views import VIEWS
 from pyro_vae.errors import ConfigError
-from pyro_vae.schedules import LinearWarmup
-from pyro_vae.training_state import Epoch
-from pyro_vae.views import VIEWS
+from pyro_vae.training.schedules import LinearWarmup
+from pyro_vae.training.state import Epoch
 
 TINY = ("train", "digits", "--num-epochs", "2", "--eval-particles", "10", "--hidden", "16", "--device", "cpu")
 PICTURES = {"history.png", "reconstructions.png", "samples.png"}
@@ -394,7 +394,7 @@ def test_by_default_all_estimators_but_the_grid_are_compared(run, monkeypatch):
         asked.append((list(estimators), options["repeats"], len(options["exact"])))
         raise pv.errors.ConfigError("enough")
 
-    monkeypatch.setattr("pyro_vae.runs.compare", noted)
+    monkeypatch.setattr("pyro_vae.cli.runs.compare", noted)
     assert_one_line(cli("compare", run[0]), "enough")
     assert asked == [(["is", "psis", "ais", "smc"], 1, 100)]
 
@@ -704,7 +704,7 @@ def test_ctrl_c_while_evaluating_says_how_to_go_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_vae.runs.evaluate", strike)
+        patch.setattr("pyro_vae.cli.runs.evaluate", strike)
         answer = cli(*TINY, "--out", tmp_path / "run")
     assert answer.status == 130
     assert f"pyro-vae resume {tmp_path / 'run'}" in answer.err
@@ -834,7 +834,7 @@ def test_values_that_no_flag_would_take_are_refused_from_json_too():
     # In a process of its own: here the tests' own type checks would refuse most of them first.
     code = """
 import json, sys
-from pyro_vae.config import TrainConfig
+from pyro_vae.cli.config import TrainConfig
 from pyro_vae.errors import ConfigError
 for options in json.loads(sys.argv[1]):
     try:
@@ -854,11 +854,11 @@ for options in json.loads(sys.argv[1]):
 # --- Processes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["-m", "pyro_vae", "--help"], ["-m", "pyro_vae.cli", "train", "--help"]])
+@pytest.mark.parametrize("command", [["-m", "pyro_vae", "--help"], ["-m", "pyro_vae.cli.commands", "train", "--help"]])
 def test_help_answers_at_once_and_without_torch(command):
     # `-X importtime` lists on stderr every module that is imported. The console script calls the same main().
-    if command[1] == "pyro_vae.cli":
-        command = ["-c", f"from pyro_vae.cli import main; main({command[2:]})"]
+    if command[1] == "pyro_vae.cli.commands":
+        command = ["-c", f"from pyro_vae.cli.commands import main; main({command[2:]})"]
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

@@ -10,7 +10,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.evidence import ais, importance, jackknife, psis, recommend, smc
-from pyro_vae.evidence.second_opinion import second_opinion
+from pyro_vae.evidence.prior_check import second_opinion
 from tests.test_exams import linear
 from tests.test_verdicts import three_latents
 

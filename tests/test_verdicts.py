@@ -10,7 +10,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.evidence import LogEvidence, ais, elbo, importance, jackknife, psis
-from pyro_vae.reliability import Judgement, judge, largest_pareto_k
+from pyro_vae.ops.verdicts import Judgement, judge, largest_pareto_k
 from tests.test_exams import E5_LOG_P, E5_X, tanh_vae
 
 pytestmark = pytest.mark.usefixtures("float64")

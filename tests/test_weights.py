@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma, polygamma
 
-from pyro_vae import weights
-from pyro_vae.moments import LogMoments, Moments
+from pyro_vae.ops import weights
+from pyro_vae.ops.streaming import LogMoments, Moments
 from tests.statistics import assert_mean, assert_not_mean
 
 pytestmark = pytest.mark.usefixtures("float64")

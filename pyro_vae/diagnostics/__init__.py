@@ -26,12 +26,12 @@ __all__ = [
     "sap",
 ]
 
+from ..ops.means import Mean
 from .aggregate import AggregatePosterior, aggregate_posterior
-from .base import Mean
 from .calibration import Calibration, calibration
 from .disentanglement import DCI, FactorGaps, dci, mig, sap
-from .gaps import InferenceGaps, inference_gaps
+from .elbo_parts import ELBOParts, elbo_parts
+from .inference_gaps import InferenceGaps, inference_gaps
 from .latents import LatentSummary, latent_summary
-from .parts import ELBOParts, elbo_parts
 from .samples import Neighbours, energy_distance, nearest_neighbours
 from .spectra import Spectrum, power_spectrum

@@ -12,11 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import DataError, PairError, require_count
-from ..inspection import untouched
-from ..modules import data_for
-from ..probing import blocks_of, rows_apart
-from ..traces import Program, guide_sites, latent_sites, replay, require_rows, trace
-from .base import Mean
+from ..ops.means import Mean
+from ..pairs.handlers import untouched
+from ..pairs.inputs import data_for
+from ..pairs.memory import blocks_of
+from ..pairs.traces import Program, guide_sites, latent_sites, replay, require_rows, trace
+from ..pairs.vectorization import rows_apart
 from .mixtures import Component, log_others
 
 _ROWS = 1024
@@ -109,8 +110,8 @@ def aggregate_posterior(
         | On Variational Bounds of Mutual Information (Poole et al., 2019)  https://arxiv.org/abs/1905.06922
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0, 0.0]], scale=1.0)  # the second latent dimension is not used
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0, 0.0]], scale=1.0)  # the second latent dimension is not used
         >>> found = aggregate_posterior(problem.model, problem.guide(), problem.sample(500, seed=0))["z"]
         >>> found.collapsed.tolist()
         [False, True]

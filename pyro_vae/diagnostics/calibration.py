@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..density import Density
 from ..errors import require_count, require_number
-from ..inspection import untouched
-from ..modules import data_for
-from ..simulation import simulate
-from ..traces import Program
-from .base import row_blocks
+from ..pairs.density import Density
+from ..pairs.handlers import untouched
+from ..pairs.inputs import data_for
+from ..pairs.memory import row_blocks
+from ..pairs.simulation import simulate
+from ..pairs.traces import Program
 
 _SIGNIFICANT = 0.01  # of the whole guide: shared by its dimensions
 _MOST_BINS, _PER_BIN = 20, 10
@@ -106,8 +106,8 @@ def calibration(
         | https://arxiv.org/abs/1804.06788
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> found = calibration(problem.model, problem.guide(inflate=0.5), torch.zeros(500, 2), num_draws=99)
         >>> found.verdict.tolist(), bool(found.coverage[2] < 0.7)
         (['too narrow'], True)

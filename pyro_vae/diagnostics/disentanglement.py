@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch
+from ..data.arrays import as_batch
 from ..errors import DataError, ShapeError, require_count
-from ..randomness import seeded
-from .predictability import binned, ranks, share_known, told_by_dimension, told_by_forest
+from ..ops.seeds import seeded
+from .predictors import binned, ranks, share_known, told_by_dimension, told_by_forest
 
 _MAX_CLASSES = 20  # a factor of more distinct values is continuous
 

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ..inspection import untouched
-from ..modules import data_for
-from ..moments import Moments
-from ..probing import blocks_of
-from ..traces import Program, guide_sites, latent_sites, replay, require_one_size, require_rows, trace
+from ..ops.streaming import Moments
+from ..pairs.handlers import untouched
+from ..pairs.inputs import data_for
+from ..pairs.memory import blocks_of
+from ..pairs.traces import Program, guide_sites, latent_sites, replay, require_one_size, require_rows, trace
 
 _ROWS = 1024
 
@@ -58,8 +58,8 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
         | Importance Weighted Autoencoders (Burda et al., 2016), section 5.2  https://arxiv.org/abs/1509.00519
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0, 0.0]], scale=1.0)  # the second latent dimension is not used
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0, 0.0]], scale=1.0)  # the second latent dimension is not used
         >>> latent_summary(problem.model, problem.guide(mean_field=True), problem.sample(1000, seed=0))["z"].active
         tensor([ True, False])
     """

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from ..arrays import as_batch
+from ..data.arrays import as_batch
 from ..errors import DataError, ShapeError, require_count
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arrays import as_batch
+from ..data.arrays import as_batch
 from ..errors import ShapeError
 
 

@@ -19,9 +19,9 @@ __all__ = [
 ]
 
 from .ais import ais
+from .auto import ESTIMATORS, Recommendation, estimate, recommend
 from .base import LogEvidence
-from .choice import ESTIMATORS, Recommendation, estimate, recommend
-from .drawing import Proposal
+from .budget import Proposal
 from .elbo import elbo
 from .importance import importance
 from .jackknife import jackknife

@@ -6,14 +6,15 @@ __all__ = ["ais"]
 
 from typing import Any
 
-from ..errors import require_count
-from ..modules import data_for
-from ..traces import Program
-from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
+from ..errors import require_count, require_one_of
+from ..pairs.inputs import data_for
+from ..pairs.traces import Program
+from ..samplers.chunks import blockwise, in_pieces
+from ..samplers.tempering import Path, Schedule, Start, anneal, temperatures
+from ..samplers.tuning import pilot_evaluations, tune
 from .base import LogEvidence
-from .blocks import Summary, blockwise, collected, in_pieces
-from .second_opinion import second_opinion
-from .tuning import pilot_evaluations, tune
+from .from_chains import Summary, collected
+from .prior_check import second_opinion
 
 
 def ais(
@@ -50,7 +51,7 @@ def ais(
         num_particles: The number of independent chains M per datapoint.
         num_temperatures: The number T of weighings; there are T - 1 transitions, and T = 1 is importance sampling.
         num_steps: Leapfrog steps in a transition.
-        schedule: ``"sigmoid"`` or ``"linear"``, see :func:`~pyro_vae.evidence.annealing.temperatures`.
+        schedule: ``"sigmoid"`` or ``"linear"``, see :func:`~pyro_vae.samplers.tempering.temperatures`.
         start: What q0 is: ``"guide"``, or ``"prior"``, which takes nothing from the guide but the scale of its draws.
         seed: The draws depend on it alone; torch's own generator is left as it is.
         max_bytes: About how much memory a block of chains may take; other blocks are other draws.
@@ -69,8 +70,8 @@ def ais(
         | https://arxiv.org/abs/1611.04273
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = ais(problem.model, problem.guide(inflate=2.0), x, num_temperatures=20)
         >>> bool(((evidence.value - problem.log_evidence(x)).abs() < 5 * evidence.stderr).all())

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..reliability import Judgement
+from ..ops.verdicts import Judgement
 
 
 class LogEvidence(NamedTuple):

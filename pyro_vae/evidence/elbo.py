@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from ..errors import require_count
-from ..inspection import progress_bar, untouched
-from ..modules import data_for
-from ..moments import Moments
-from ..particles import particle_chunks
-from ..reliability import judge
-from ..traces import Program
+from ..ops.streaming import Moments
+from ..ops.verdicts import judge
+from ..pairs.handlers import untouched
+from ..pairs.inputs import data_for
+from ..pairs.particles import particle_chunks
+from ..pairs.progress import progress_bar
+from ..pairs.traces import Program
 from .base import LogEvidence
 
 
@@ -46,8 +47,8 @@ def elbo(
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> exact = elbo(problem.model, problem.guide(), x)  # the guide is the posterior: no gap
         >>> torch.allclose(exact.value, problem.log_evidence(x).double(), atol=1e-4)

@@ -9,11 +9,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..moments import TailMoments
-from ..traces import Program
+from ..ops.streaming import TailMoments
+from ..pairs.traces import Program
 from .base import LogEvidence
-from .drawing import Proposal
-from .sampling import Estimate, from_draws, from_weights
+from .budget import Proposal
+from .from_weights import Estimate, from_draws, from_weights
 
 
 def importance(
@@ -82,8 +82,8 @@ def importance(
         | Safe and Effective Importance Sampling (Owen & Zhou, 2000)  https://doi.org/10.1080/01621459.2000.10473909
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = importance(problem.model, problem.guide(inflate=1.2), x, target_stderr=0.01)
         >>> bool(((evidence.value - problem.log_evidence(x)).abs() < 0.05).all()), evidence.verdict.tolist()

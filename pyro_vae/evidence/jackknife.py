@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, require_count
-from ..moments import TailMoments
-from ..traces import Program
+from ..ops.streaming import TailMoments
+from ..pairs.traces import Program
 from .base import LogEvidence
-from .drawing import Proposal
-from .sampling import Estimate, from_weights
+from .budget import Proposal
+from .from_weights import Estimate, from_weights
 
 _LARGE = 256  # weights that enter exactly
 _TOGETHER = 32  # datapoints whose pairs are in memory at once
@@ -56,8 +56,8 @@ def jackknife(
         | Debiasing Evidence Approximations (Nowozin, 2018)  https://openreview.net/forum?id=HyZoi-WRb
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> found = jackknife(problem.model, problem.guide(), x, order=2, num_particles=10)
         >>> torch.allclose(found.value, problem.log_evidence(x).double(), atol=1e-4)

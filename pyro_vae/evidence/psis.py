@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..moments import TailMoments
-from ..traces import Program
+from ..ops.streaming import TailMoments
+from ..pairs.traces import Program
 from .base import LogEvidence
-from .drawing import Proposal
-from .sampling import Estimate, from_weights
+from .budget import Proposal
+from .from_weights import Estimate, from_weights
 
 
 def psis(
@@ -49,8 +49,8 @@ def psis(
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)  https://arxiv.org/abs/1507.02646
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> narrow = psis(problem.model, problem.guide(inflate=0.5), problem.sample(3, seed=0), num_particles=10_000)
         >>> narrow.side, bool((narrow.pareto_k > 0.5).all()), "ok" in narrow.verdict
         ('point', True, False)

@@ -12,17 +12,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..density import Density
 from ..errors import PairError, require_count, require_number
-from ..inspection import progress_bar, untouched
-from ..lattices import Lattice
-from ..modules import data_for
-from ..moments import LogMoments
-from ..nodes import Direct, Shared, at_nodes, densities_of
-from ..reliability import Judgement, judge
-from ..traces import Program
+from ..ops.streaming import LogMoments
+from ..ops.verdicts import Judgement, judge
+from ..pairs.density import Density
+from ..pairs.handlers import untouched
+from ..pairs.inputs import data_for
+from ..pairs.progress import progress_bar
+from ..pairs.traces import Program
 from .base import LogEvidence
-from .boxes import Box, box_around
+from .box import Box, box_around
+from .grid import Lattice
+from .latent_sums import Direct, Shared, at_nodes, densities_of
 
 _MOST_DIMENSIONS = 2
 _MOST_WIDENINGS = 12
@@ -84,8 +85,8 @@ def quadrature(
         | The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014)  https://doi.org/10.1137/130932132
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = quadrature(problem.model, problem.guide(), x)
         >>> torch.allclose(evidence.value, problem.log_evidence(x).double(), atol=1e-4)

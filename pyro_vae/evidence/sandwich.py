@@ -10,15 +10,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arrays import as_tensor, require_finite
-from ..errors import ConfigError, PairError, ShapeError, require_count
-from ..modules import data_for, suited
-from ..moments import LogMoments
-from ..traces import Program
-from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
+from ..data.arrays import as_tensor, require_finite
+from ..errors import ConfigError, PairError, ShapeError, require_count, require_one_of
+from ..ops.streaming import LogMoments
+from ..pairs.inputs import data_for, suited
+from ..pairs.traces import Program
+from ..samplers.chunks import blockwise, in_pieces
+from ..samplers.tempering import Path, Schedule, Start, anneal, temperatures
+from ..samplers.tuning import pilot_evaluations, tune
 from .base import LogEvidence
-from .blocks import Side, Summary, blockwise, collected, in_pieces
-from .tuning import pilot_evaluations, tune
+from .from_chains import Side, Summary, collected
 
 Method = Literal["ais", "iwae"]
 _WHY = ", since fewer have no error bar"
@@ -85,10 +86,9 @@ def sandwich(
         | https://arxiv.org/abs/1511.02543
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> from pyro_vae.simulation import simulate
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
-        >>> x, z = simulate(problem.model, torch.zeros(100, 2))
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> x, z = pv.simulation.simulate(problem.model, torch.zeros(100, 2))
         >>> lower, upper = sandwich(problem.model, problem.guide(), x, z, start="prior", num_temperatures=5)
         >>> lower.mean < problem.log_evidence(x).mean().item() < upper.mean
         True

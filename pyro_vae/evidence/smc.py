@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import require_count
-from ..hmc import State
-from ..modules import data_for
-from ..resampling import systematic
-from ..traces import Program
-from ..weights import ess, log_mean_exp
-from .annealing import Path, Schedule, Start, anneal, require_one_of, temperatures
+from ..errors import require_count, require_one_of
+from ..ops.hmc import State
+from ..ops.resampling import systematic
+from ..ops.weights import ess, log_mean_exp
+from ..pairs.inputs import data_for
+from ..pairs.traces import Program
+from ..samplers.chunks import blockwise, in_pieces
+from ..samplers.tempering import Path, Schedule, Start, anneal, temperatures
+from ..samplers.tuning import pilot_evaluations, tune
 from .base import LogEvidence
-from .blocks import Summary, blockwise, collected, in_pieces
-from .second_opinion import second_opinion
-from .tuning import pilot_evaluations, tune
+from .from_chains import Summary, collected
+from .prior_check import second_opinion
 
 
 def smc(
@@ -63,8 +64,8 @@ def smc(
         | https://doi.org/10.1111/j.1467-9868.2006.00553.x
 
     Example:
-        >>> from pyro_vae.problems import linear_gaussian
-        >>> problem = linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = smc(problem.model, problem.guide(), x, start="prior", num_temperatures=20)
         >>> bool(((evidence.value - problem.log_evidence(x)).abs() < 5 * evidence.stderr).all())

@@ -13,10 +13,10 @@ from pyro import poutine
 from torch import Tensor
 
 from ..errors import ConfigError, PairError, require_count
-from ..pathwise import Flow
-from ..probing import Verdicts
-from ..sites import Sites, Vectorized, draw_sites
-from ..traces import Program, replay, trace
+from ..pairs.pathwise import Flow
+from ..pairs.sites import Sites, Vectorized, draw_sites
+from ..pairs.traces import Program, replay, trace
+from ..pairs.vectorization import Verdicts
 from .gradients import FLOWS, Coefficients, leave_one_out, over_other_datapoints, sensitivity
 from .module import Estimate, ObjectiveModule
 from .surrogates import attached

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ..errors import PairError, require_count, require_number
-from ..sites import Sites
+from ..pairs.sites import Sites
 from .base import Objective, require_unmasked
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..sites import Sites
+from ..pairs.sites import Sites
 from .base import Objective
 
 
@@ -40,8 +40,8 @@ class BetaVAE(Objective):
         ConfigError: for a negative or infinite weight.
 
     Example:
-        >>> from pyro_vae.schedules import LinearWarmup
-        >>> warmed_up = BetaVAE(beta=LinearWarmup(num_steps=1000, end=4.0))
+        >>> import pyro_vae as pv
+        >>> warmed_up = BetaVAE(beta=pv.schedules.LinearWarmup(num_steps=1000, end=4.0))
         >>> warmed_up.weight, warmed_up.side
         (0.0, 'not a bound')
     """

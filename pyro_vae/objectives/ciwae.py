@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..weights import doubly_reparameterized, log_mean_exp
+from ..ops.weights import doubly_reparameterized, log_mean_exp
 from .base import Objective
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, require_number
-from ..weights import cubo, normalized_weights
+from ..ops.weights import cubo, normalized_weights
 from .base import Objective, require_several
 from .gradients import Coefficients
 

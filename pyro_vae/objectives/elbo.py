@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..sites import Sites
-from ..weights import doubly_reparameterized
+from ..ops.weights import doubly_reparameterized
+from ..pairs.sites import Sites
 from .base import Objective
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..sites import Sites, total
+from ..pairs.sites import Sites, total
 from .base import Objective, require_unmasked
 
 

@@ -53,7 +53,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..pathwise import Flow
+from ..pairs.pathwise import Flow
 
 Bound = Callable[[Tensor], Tensor]
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..modules import evaluating
-from ..traces import Program, latent_sites, trace
+from ..pairs.handlers import evaluating
+from ..pairs.traces import Program, latent_sites, trace
 from .base import Estimate, Objective, require_unmasked
 
 

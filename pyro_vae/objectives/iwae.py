@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..sites import draw, weigh_chosen
-from ..traces import Program
-from ..weights import doubly_reparameterized, log_mean_exp, normalized_weights
+from ..ops.weights import doubly_reparameterized, log_mean_exp, normalized_weights
+from ..pairs.sites import draw, weigh_chosen
+from ..pairs.traces import Program
 from .base import Estimate, Objective
 from .gradients import Coefficients
 from .surrogates import attached

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, require_count
-from ..weights import doubly_reparameterized, jackknife, normalized_weights
+from ..ops.weights import doubly_reparameterized, jackknife, normalized_weights
 from .base import Objective
 from .gradients import Coefficients
 

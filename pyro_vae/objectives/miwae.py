@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_count
-from ..weights import doubly_reparameterized, grouped, log_mean_exp, ungrouped
+from ..ops.weights import doubly_reparameterized, grouped, log_mean_exp, ungrouped
 from .base import Objective
 
 

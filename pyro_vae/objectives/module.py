@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import PairError
-from ..modules import leaves, modules_behind, unregistered
-from ..traces import Program
+from ..pairs.handlers import unregistered
+from ..pairs.modules import leaves, modules_behind
+from ..pairs.traces import Program
 
 
 class Estimate(NamedTuple):

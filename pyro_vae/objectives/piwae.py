@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_count
-from ..sites import Sites
-from ..weights import doubly_reparameterized, grouped, log_mean_exp, normalized_weights, ungrouped
+from ..ops.weights import doubly_reparameterized, grouped, log_mean_exp, normalized_weights, ungrouped
+from ..pairs.sites import Sites
 from .base import Objective
 from .gradients import Coefficients
 from .surrogates import attached_apart

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..weights import doubly_reparameterized, renyi
+from ..ops.weights import doubly_reparameterized, renyi
 from .base import Objective
 
 

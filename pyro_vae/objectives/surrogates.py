@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..sites import Sites, total
+from ..pairs.sites import Sites, total
 from .gradients import Coefficients
 
 

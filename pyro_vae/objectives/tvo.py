@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_count
-from ..weights import tvo
+from ..ops.weights import tvo
 from .base import Objective
 
 

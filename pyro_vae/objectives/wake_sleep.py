@@ -12,11 +12,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ..errors import PairError, require_number
-from ..modules import evaluating
-from ..pathwise import log_density
-from ..sites import total
-from ..traces import Program, guide_sites, replay, rows, sample_sites, trace
-from ..weights import log_mean_exp, normalized_weights
+from ..ops.weights import log_mean_exp, normalized_weights
+from ..pairs.handlers import evaluating
+from ..pairs.pathwise import log_density
+from ..pairs.sites import total
+from ..pairs.traces import Program, guide_sites, replay, rows, sample_sites, trace
 from .base import Estimate, Objective, require_several
 from .gradients import Coefficients
 

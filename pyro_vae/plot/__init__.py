@@ -1,9 +1,9 @@
 """Pictures: values in, Axes out. Nothing is shown or saved here except by :func:`save`."""
 
 from .base import save
+from .estimates import inference_gaps, log_evidence
+from .images import images, imputations, interpolations, latent_grid, manifold, neighbours, reconstructions
 from .latents import latents
-from .numbers import inference_gaps, log_evidence
-from .pictures import images, imputations, interpolations, latent_grid, manifold, neighbours, reconstructions
 from .training import history
 from .traversals import traversal_grid, traversals
 

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..arrays import as_tensor
+from ..data.arrays import as_tensor
+from ..data.files import replace_file
 from ..errors import ShapeError
-from ..files import replace_file
 
 
 def new_axes(ax: Axes | None, *, width: float, height: float) -> Axes:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from ..arrays import as_tensor
+from ..data.arrays import as_tensor
 from ..errors import ShapeError
 from .base import dot_size, new_axes
 

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ..arrays import as_tensor
+from ..data.arrays import as_tensor
 from ..errors import ShapeError, require_count, require_number
 from .base import as_pictures
-from .pictures import cell_middle, images
+from .images import cell_middle, images
 
 
 def traversal_grid(

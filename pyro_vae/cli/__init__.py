@@ -1,0 +1,5 @@
+"""The command line."""
+
+__all__ = ["main"]
+
+from .commands import main

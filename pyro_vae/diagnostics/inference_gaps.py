@@ -1,0 +1,183 @@
+r"""The inference gap of a guide, in its two parts."""
+
+from __future__ import annotations
+
+__all__ = ["InferenceGaps", "inference_gaps"]
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.arrays import as_tensor, require_finite
+from ..errors import ConfigError, DataError, require_count, require_number
+from ..ops.means import Mean
+from ..ops.streaming import Moments
+from ..pairs.density import Density
+from ..pairs.handlers import untouched
+from ..pairs.inputs import data_for
+from ..pairs.memory import row_blocks
+from ..pairs.progress import progress_bar
+from ..pairs.traces import Program
+from ..samplers import FAMILIES, Plan, best_member, compared, start_of
+
+
+class InferenceGaps(NamedTuple):
+    r"""What separates the ELBO from :math:`\log p(x)`, per datapoint in nats, float64; all ``[batch]``."""
+
+    log_evidence: Float[Tensor, " batch"]
+    elbo: Float[Tensor, " batch"]
+    r"""Of the guide, :math:`\mathcal L(q_\phi)`."""
+    local_elbo: Float[Tensor, " batch"]
+    r"""Of the best member of the family that was found for this datapoint, :math:`\mathcal L(q^*)`."""
+    approximation: Float[Tensor, " batch"]
+    r""":math:`\log p(x) - \mathcal L(q^*)`: what the family cannot do."""
+    amortisation: Float[Tensor, " batch"]
+    r""":math:`\mathcal L(q^*) - \mathcal L(q_\phi)`: what the encoder does worse than an optimiser."""
+    log_evidence_stderr: Float[Tensor, " batch"]
+    """Monte-Carlo standard errors, nats; of ``log_evidence`` as given, zero for a plain tensor."""
+    elbo_stderr: Float[Tensor, " batch"]
+    local_elbo_stderr: Float[Tensor, " batch"]
+    approximation_stderr: Float[Tensor, " batch"]
+    amortisation_stderr: Float[Tensor, " batch"]
+    """From differences draw by draw where the guide is a Gaussian, which is far less than the two errors make up."""
+    family: str
+
+    @property
+    def total(self) -> Float[Tensor, " batch"]:
+        r"""The whole gap, :math:`\log p(x) - \mathcal L(q_\phi) = \mathrm{KL}(q_\phi \,\|\, p(z \mid x))`."""
+        return self.log_evidence - self.elbo
+
+    @property
+    def mean_total(self) -> Mean:
+        """Over datapoints, in nats per datapoint, with both error bars; so are the others."""
+        return Mean.of(self.total, torch.hypot(self.log_evidence_stderr, self.elbo_stderr))
+
+    @property
+    def mean_approximation(self) -> Mean:
+        return Mean.of(self.approximation, self.approximation_stderr)
+
+    @property
+    def mean_amortisation(self) -> Mean:
+        return Mean.of(self.amortisation, self.amortisation_stderr)
+
+
+def inference_gaps(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    log_evidence: Any,
+    family: str = "diagonal",
+    num_steps: int = 500,
+    num_particles: int = 1000,
+    learning_rate: float = 0.05,
+    step_particles: int = 10,
+    seed: int = 0,
+    max_bytes: int = 2**26,
+    progress: bool = False,
+) -> InferenceGaps:
+    r"""Split :math:`\log p(x) - \mathcal L(q_\phi)` into what the family costs and what amortising it costs.
+
+    .. math::
+        \log p(x) - \mathcal L(q_\phi) = \underbrace{\log p(x) - \mathcal L(q^*)}_{\text{approximation}}
+        + \underbrace{\mathcal L(q^*) - \mathcal L(q_\phi)}_{\text{amortisation}}, \qquad
+        q^* = \arg\max_{q \in \mathcal Q} \mathcal L(q)
+
+    with :math:`q^*` optimised for each datapoint alone, from the guide's answer, by the path derivative of the ELBO and
+    Adam with a cosine learning rate; the model is left as it is. The family lives in unconstrained coordinates and may
+    be richer than the guide's: then ``approximation`` says what such a guide could reach. If it is poorer (a guide that
+    is a flow, or a Gaussian with correlations against ``"diagonal"``), ``amortisation`` may be negative.
+
+    The reported ELBOs are estimated on draws that had no part in the optimisation nor in the choice between start and
+    end of it, so they are right on average. An optimum that was not quite reached makes ``approximation`` too large and
+    ``amortisation`` too small by the same amount. A ``log_evidence`` that is only a lower bound makes ``approximation``
+    too small, so give one that is tight, or exact.
+
+    Arguments:
+        model, guide: Any Pyro pair with one data plate and continuous local latents.
+        x: Data ``[n, ...]``, any array type.
+        log_evidence: :math:`\log p(x)` per datapoint: ``[n]``, or an estimate with ``.value`` and ``.stderr``.
+        family: ``"diagonal"`` or ``"full"`` Gaussians, or a ``"flow"``: affine couplings under a full Gaussian.
+        num_steps: Steps of Adam; with 0 the family's member nearest to the guide is taken.
+        num_particles: Draws per datapoint behind the reported ELBOs.
+        learning_rate: Of Adam, in standard deviations of the guide; it decays to zero.
+        step_particles: Draws per datapoint and step, in antithetic pairs.
+        seed: Of all draws; torch's own generator is left as it is.
+        max_bytes: About how much memory a block of datapoints may take.
+        progress: Show a progress bar on a terminal.
+
+    Errors:
+        ConfigError: for an unknown family, or a flow in one dimension.
+        DataError: for empty or non-finite data, or a ``log_evidence`` that is not one number per datapoint.
+        PairError: for discrete latents, point masses and auxiliary sites.
+
+    References:
+        | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)  https://arxiv.org/abs/1801.03558
+        | Sticking the Landing (Roeder et al., 2017)  https://arxiv.org/abs/1703.09194
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> x = problem.sample(3, seed=0)
+        >>> guide = problem.guide(scale=[0.4])  # too wide
+        >>> gaps = inference_gaps(problem.model, guide, x, log_evidence=problem.log_evidence(x), num_steps=200)
+        >>> bool((gaps.approximation.abs() < 0.01).all()), bool((gaps.amortisation > 0.2).all())
+        (True, True)
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"family={family!r}: expected one of {', '.join(FAMILIES)}")
+    num_steps = require_count("num_steps", num_steps, least=0)
+    num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
+    learning_rate = require_number("learning_rate", learning_rate, least=0)
+    step_particles = require_count("step_particles", step_particles)
+    x = data_for(x, model, guide)
+    evidence, evidence_stderr = _evidence(log_evidence, x)
+    parts: list[tuple[Moments, Moments, Tensor]] = []
+    with untouched(model, guide, seed=(seed, "gaps")):
+        blocks, most = row_blocks(model, guide, x, num_particles=step_particles, max_bytes=max_bytes, square=True)
+        plan = Plan(num_steps, num_particles, learning_rate, step_particles, most)
+        with progress_bar(len(blocks) * num_steps, progress, "step") as bar:
+            for rows in blocks:
+                density = Density(model, guide, x[rows]).require_guide()
+                start = start_of(density, most)
+                member = FAMILIES[family](start.loc, start.scale_tril)
+                best = best_member(density, member, plan, bar.update)
+                parts.append(compared(density, start, member, best, plan))
+    guides, locals_, differences = zip(*parts, strict=True)
+    elbo, elbo_stderr = _joined(guides)
+    local, local_stderr = _joined(locals_)
+    return InferenceGaps(
+        log_evidence=evidence,
+        elbo=elbo,
+        local_elbo=local,
+        approximation=evidence - local,
+        amortisation=local - elbo,
+        log_evidence_stderr=evidence_stderr,
+        elbo_stderr=elbo_stderr,
+        local_elbo_stderr=local_stderr,
+        approximation_stderr=torch.hypot(evidence_stderr, local_stderr),
+        amortisation_stderr=torch.cat(differences),
+        family=family,
+    )
+
+
+def _evidence(log_evidence: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and standard error ``[batch]``; the error of a plain array is zero."""
+    value, stderr = (getattr(log_evidence, name, None) for name in ("value", "stderr"))
+    if value is None:
+        value = as_tensor(log_evidence, name="log_evidence")
+    value = as_tensor(value).detach().to(x.device, torch.float64)
+    stderr = torch.zeros_like(value) if stderr is None else as_tensor(stderr).detach().to(value)
+    if value.shape != (len(x),) or stderr.shape != value.shape:
+        raise DataError(
+            f"log_evidence: found shape {tuple(value.shape)}, expected one number per datapoint, ({len(x)},)"
+        )
+    require_finite(value, name="log_evidence")
+    return value, stderr
+
+
+def _joined(blocks: tuple[Moments, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and standard error of all blocks of rows."""
+    return torch.cat([block.mean for block in blocks]), torch.cat([block.stderr for block in blocks])

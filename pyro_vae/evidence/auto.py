@@ -1,0 +1,180 @@
+r"""Which estimator to take, and any of them by its short name."""
+
+from __future__ import annotations
+
+__all__ = ["ESTIMATORS", "Recommendation", "estimate", "recommend", "require_estimator"]
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from ..errors import ConfigError, PairError, require_count, require_number
+from ..pairs.density import Density
+from ..pairs.handlers import untouched
+from ..pairs.inputs import data_for
+from ..pairs.memory import blocks_of
+from ..pairs.traces import Program
+from .ais import ais
+from .base import LogEvidence
+from .budget import Proposal, require_proposal
+from .importance import importance
+from .psis import psis
+from .quadrature import quadrature
+from .smc import smc
+
+EstimatorName = Literal["is", "psis", "ais", "smc", "grid"]
+ESTIMATORS: dict[str, Callable[..., LogEvidence]] = {
+    "is": importance,
+    "psis": psis,
+    "ais": ais,
+    "smc": smc,
+    "grid": quadrature,
+}
+_PILOT_ROWS, _PILOT_DRAWS = 64, 2000
+_GRID_DIMENSIONS = 2
+_ENOUGH = 0.9  # of the pilot's datapoints
+_TARGET = 0.05  # nats
+
+
+class Recommendation(NamedTuple):
+    """The estimator to take, by its short name, what it is to draw from, and why."""
+
+    estimator: str
+    proposal: str
+    """What importance sampling draws from; the others have no use for it."""
+    reason: str
+
+
+def require_estimator(name: str) -> None:
+    """Raise :class:`~pyro_vae.errors.ConfigError` unless it is ``"auto"`` or one of :data:`ESTIMATORS`."""
+    known = ("auto", *ESTIMATORS)
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, 1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"estimator={name!r}: expected one of {', '.join(known)}{hint}")
+
+
+def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recommendation:
+    r"""Which estimator of :math:`\log p(x)` suits this pair and these data.
+
+    The grid, which is exact, for one or two continuous latent dimensions. Else 2000 draws for each of 64 datapoints
+    decide, from the guide and, where that will not do, from the ``"refined"`` proposal: importance sampling from the
+    first of the two with which nine datapoints in ten are ``ok``; else its Pareto-smoothed form from the second, if
+    nine in ten are not ``unreliable``; else annealed importance sampling, which does not depend on any Gaussian's being
+    close. Discrete latents, through which nothing can move, leave importance sampling from the guide, smoothed or not.
+
+    Arguments:
+        model, guide: Any Pyro pair with one data plate and local latents.
+        x: Data ``[n, ...]``, any array type.
+        seed: Of the pilot's draws.
+
+    Errors:
+        DataError, PairError: As for :func:`importance`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> found = recommend(problem.model, problem.guide(), problem.sample(5, seed=0))
+        >>> found.estimator, found.reason
+        ('grid', '1 latent dimension: a grid gives log p(x) to rounding')
+    """
+    x = data_for(x, model, guide)
+    with untouched(model, guide, seed=(seed, "recommend")):
+        few = blocks_of(model, guide, x, _PILOT_ROWS)[0]
+        try:
+            dim, why = Density(model, guide, few).dim, ""
+        except PairError as error:  # discrete latents, for instance
+            dim, why = None, str(error)
+        own = int(torch.randint(2**62, ()))  # else the pilot's draws are the estimate's, which it could not judge
+    if dim is not None and dim <= _GRID_DIMENSIONS:
+        plural = "s" if dim > 1 else ""
+        return Recommendation("grid", "guide", f"{dim} latent dimension{plural}: a grid gives log p(x) to rounding")
+    pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, seed=own)
+    said = f"of {len(few)} datapoints with {_PILOT_DRAWS} draws each, {pilot.share('ok'):.0%} are ok from the guide"
+    if pilot.share("ok") >= _ENOUGH:
+        return Recommendation("is", "guide", said)
+    if dim is None:
+        return Recommendation("psis", "guide", f"{said}, and nothing else can be used ({why})")
+    pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, proposal="refined", seed=own)
+    ok, unreliable = pilot.share("ok"), pilot.share("unreliable")
+    said = f"{said}, {ok:.0%} from a refined proposal"
+    if ok >= _ENOUGH:
+        return Recommendation("is", "refined", said)
+    said = f"{said}, where {unreliable:.0%} are unreliable"
+    return (
+        Recommendation("psis", "refined", said) if 1 - unreliable >= _ENOUGH else Recommendation("ais", "guide", said)
+    )
+
+
+def estimate(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *,
+    estimator: str | Recommendation = "auto",
+    num_particles: int | None = None,
+    target_stderr: float | None = None,
+    proposal: Proposal | None = None,
+    seed: int = 0,
+    max_bytes: int = 2**26,
+    progress: bool = False,
+) -> LogEvidence:
+    r"""Estimate :math:`\log p(x)` by the estimator of this name, or by the one that :func:`recommend` names.
+
+    Arguments:
+        model, guide, x, seed, max_bytes, progress: As for :func:`importance`.
+        estimator: ``"auto"``, or ``"is"`` (:func:`importance`), ``"psis"``, ``"ais"``, ``"smc"``, ``"grid"``
+            (:func:`quadrature`); or a recommendation. Of the options below, one that is recommended takes what it has.
+        num_particles: Draws or chains per datapoint, instead of the estimator's own default; a grid takes none.
+        target_stderr: The standard error to reach in nats per datapoint, for ``"is"`` and ``"psis"``; a grid is
+            refined to rounding anyway, and chains have no such rule. 0.05 for what is recommended, if neither this nor
+            ``num_particles`` is given.
+        proposal: What ``"is"`` and ``"psis"`` draw from, see :func:`importance`.
+
+    Errors:
+        ConfigError: for an unknown name, or an option that the estimator does not have.
+        DataError, PairError: As for :func:`importance`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> estimate(problem.model, problem.guide(), problem.sample(5, seed=0), estimator="is").side
+        'lower'
+    """
+    given = _given(num_particles, target_stderr, proposal)
+    require_estimator(estimator.estimator if isinstance(estimator, Recommendation) else estimator)
+    if estimator == "auto":
+        estimator = recommend(model, guide, x, seed=seed)
+    if isinstance(estimator, Recommendation):
+        if num_particles is None:
+            given.setdefault("target_stderr", _TARGET)
+        given.setdefault("proposal", estimator.proposal)
+        estimator = estimator.estimator
+        given = {name: given[name] for name in given.keys() & _OPTIONS[estimator]}
+    for name in given.keys() - _OPTIONS[estimator]:
+        raise ConfigError(f"{name}={given[name]!r}: the estimator {estimator!r} has no such option; leave it out")
+    return ESTIMATORS[estimator](model, guide, x, seed=seed, max_bytes=max_bytes, progress=progress, **given)
+
+
+def _given(num_particles: int | None, target_stderr: float | None, proposal: str | None) -> dict[str, Any]:
+    """The options that are asked for, looked at whether or not an estimator will have them."""
+    if num_particles is not None:
+        require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
+    if target_stderr is not None:
+        require_number("target_stderr", target_stderr, least=1e-6)
+    if proposal is not None:
+        require_proposal(proposal)
+    options = {"num_particles": num_particles, "target_stderr": target_stderr, "proposal": proposal}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+_OPTIONS = {
+    "is": {"num_particles", "target_stderr", "proposal"},
+    "psis": {"num_particles", "target_stderr", "proposal"},
+    "ais": {"num_particles"},
+    "smc": {"num_particles"},
+    "grid": set(),
+}
+assert get_args(EstimatorName) == tuple(ESTIMATORS)

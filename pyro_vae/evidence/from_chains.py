@@ -1,0 +1,59 @@
+"""From the weights of chains to an answer with an error bar and a verdict."""
+
+from __future__ import annotations
+
+__all__ = ["Side", "Summary", "collected"]
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..ops.streaming import LogMoments
+from ..ops.verdicts import judge
+from .base import LogEvidence
+
+Side = Literal["lower", "upper"]
+
+
+class Summary(NamedTuple):
+    """What a block says of its datapoints."""
+
+    value: Float[Tensor, " batch"]
+    stderr: Float[Tensor, " batch"]
+    ess: Float[Tensor, " batch"]
+    num_weights: int
+    num_evaluations: int
+
+    @classmethod
+    def of(cls, log_w: Float[Tensor, "chains batch"], num_evaluations: int, *, inverse: bool = False) -> Summary:
+        """The log of the mean weight, or with ``inverse`` minus the log of the mean of one over the weights."""
+        moments = LogMoments.of(-log_w if inverse else log_w)
+        value = -moments.log_mean if inverse else moments.log_mean
+        return cls(value, moments.stderr, moments.ess, len(log_w), num_evaluations)
+
+
+def collected(
+    found: list[Summary], *, side: Side, num_particles: int, simulated: bool = False, chains: bool = True
+) -> LogEvidence:
+    """The estimate for all datapoints from that of their blocks; draws that are no ``chains`` are judged as draws."""
+    value, stderr, ess = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
+    unknown = torch.full_like(value, torch.nan)  # too few weights for a tail
+    return LogEvidence(
+        value=value,
+        stderr=stderr,
+        side=side,
+        ess=ess,
+        pareto_k=unknown,
+        judgement=judge(
+            value=value,
+            stderr=stderr,
+            ess=ess,
+            pareto_k=None if chains else unknown,
+            num_particles=found[0].num_weights,
+        ),
+        num_particles=torch.full_like(value, num_particles, dtype=torch.long),
+        num_evaluations=torch.full_like(value, found[0].num_evaluations, dtype=torch.long),
+        simulated=simulated,
+    )

@@ -1,0 +1,79 @@
+r"""Data drawn from a pair's model, with the latent values that made them."""
+
+from __future__ import annotations
+
+__all__ = ["Simulated", "simulate"]
+
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..errors import PairError
+from .handlers import untouched
+from .inputs import data_for
+from .traces import Program, sample_sites, trace
+
+
+class Simulated(NamedTuple):
+    r"""Draws :math:`(x, z) \sim p(x, z)`, one for each row; each z is an exact draw from the posterior of its x."""
+
+    x: Tensor
+    """``[batch, ...]``, in the shape of the data that were given."""
+    z: dict[str, Tensor]
+    """Site name -> ``[batch, *event]``."""
+
+
+def simulate(model: Program, x: Any, *, seed: int = 0) -> Simulated:
+    r"""Draw data from a Pyro model that was written to be given data.
+
+    .. math:: z_b \sim p(z), \qquad x_b \sim p(x \mid z_b)
+
+    The model runs on ``x``, whose values are forgotten at its one observed site and drawn there instead. Networks run
+    in evaluation mode; nothing is trained, and Pyro's store is not written to.
+
+    Arguments:
+        model: A Pyro function with one data plate, local latents, and one observed site that holds its first argument.
+        x: Data ``[n, ...]`` that the model takes; only their number, shape and type matter.
+        seed: The draws depend on it alone; torch's own generator is left as it is.
+
+    Errors:
+        DataError: for empty or non-finite data.
+        PairError: for a model without such a site, or with factors or masked observations, which say nothing of how
+            data arise.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
+        >>> drawn = simulate(problem.model, torch.zeros(4, 2))
+        >>> drawn.x.shape, drawn.z["z"].shape
+        (torch.Size([4, 2]), torch.Size([4, 1]))
+    """
+    x = data_for(x, model)
+    with untouched(model, seed=(seed, "simulate")):
+        name = _observed(sample_sites(trace(model, (x,), {})), x)
+        sites = sample_sites(trace(poutine.uncondition(model), (x,), {}))
+    drawn = sites.pop(name)["value"].reshape(x.shape)
+    z = {name: site["value"] for name, site in sites.items()}
+    return Simulated(drawn.to(x.dtype) if x.is_floating_point() else drawn, z)
+
+
+def _observed(sites: dict[str, Any], x: Tensor) -> str:
+    """The name of the one observed site, which must hold ``x``."""
+    observed = [name for name, site in sites.items() if site["is_observed"]]
+    if len(observed) != 1:
+        raise PairError(
+            f"found {len(observed)} observed sites and factors {observed}, expected one, whose value is x: draw the "
+            "data in a way of your own"
+        )
+    site = sites[observed[0]]
+    if site["mask"] is not None and site["mask"] is not True:
+        raise PairError(f"observed site {observed[0]!r} is masked, expected all of x to be modelled: drop the mask")
+    value = site["value"]
+    if value.numel() != x.numel() or not torch.equal(value.reshape(x.shape).to(x.dtype), x):
+        raise PairError(
+            f"observed site {observed[0]!r} holds something else than x (shapes {tuple(value.shape)} and "
+            f"{tuple(x.shape)}), expected its values: transform the data before the model is called"
+        )
+    return observed[0]

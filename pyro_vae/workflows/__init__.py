@@ -1,0 +1,1 @@
+"""Workflows: evaluation, comparison, refinement, prediction, imputation and export."""
