@@ -36,14 +36,14 @@ from torch import nn
 import pyro_vae as pv
 
 ELSEWHERE = [
-    ("test_sockets", "test_two_vaes_with_one_name_are_refused_by_svi_before_anything_moves"),
-    ("test_sockets", "test_two_vaes_with_two_names_both_train"),
-    ("test_objectives", "test_two_pyro_module_pairs_do_not_meet_in_the_store"),
-    ("test_sockets", "test_stock_svi_trains_every_parameter"),
+    ("objectives.test_sockets", "test_two_vaes_with_one_name_are_refused_by_svi_before_anything_moves"),
+    ("objectives.test_sockets", "test_two_vaes_with_two_names_both_train"),
+    ("objectives.test_objectives", "test_two_pyro_module_pairs_do_not_meet_in_the_store"),
+    ("objectives.test_sockets", "test_stock_svi_trains_every_parameter"),
     ("test_exams", "test_e6_pyros_renyi_elbo_fails_the_same_comparison"),
-    ("test_gradients", "test_dreg_is_the_derivative_less_the_second_derivative"),
-    ("test_sockets", "test_svi_evaluate_loss_moves_nothing"),
-    ("test_checkpoint", "test_a_pickle_bomb_does_not_go_off"),
+    ("objectives.test_gradients", "test_dreg_is_the_derivative_less_the_second_derivative"),
+    ("objectives.test_sockets", "test_svi_evaluate_loss_moves_nothing"),
+    ("training.test_checkpoint", "test_a_pickle_bomb_does_not_go_off"),
 ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pyro_vae.ops import weights
 from pyro_vae.ops.streaming import LogMoments, TailMoments
-from tests.test_weights import exactly, log_weights, split
+from tests.ops.test_weights import exactly, log_weights, split
 
 pytestmark = pytest.mark.usefixtures("float64")
 

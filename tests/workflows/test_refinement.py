@@ -19,11 +19,11 @@ from pyro_vae.samplers import start_of
 from pyro_vae.samplers.tempering import Path
 from pyro_vae.workflows.refinement import convergence as mixing
 from pyro_vae.workflows.refinement import hmc as moves
+from tests.diagnostics.test_inference_gaps import positive_pair
+from tests.objectives.test_objectives import conv, two_layer
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_benchmarks import RESULTS
 from tests.test_exams import linear
-from tests.test_gaps import positive_pair
-from tests.test_objectives import conv, two_layer
 
 BAD = {"shift": (0.5, -0.4), "scale": (0.5, 0.3)}  # off, too narrow, and without the correlation
 

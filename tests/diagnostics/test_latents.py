@@ -10,9 +10,9 @@ import torch
 import pyro_vae as pv
 from pyro_vae.diagnostics import aggregate_posterior, latent_summary
 from pyro_vae.errors import ConfigError, DataError
+from tests.objectives.test_objectives import conv, hand_written, two_layer
 from tests.statistics import SIGMAS, assert_mean, assert_not_mean
 from tests.test_exams import linear
-from tests.test_objectives import conv, hand_written, two_layer
 
 
 def exact_information(problem):

@@ -15,8 +15,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, PairError, ShapeError
 from pyro_vae.evidence import elbo, importance
 from pyro_vae.pairs.particles import particle_chunks
-from tests.statistics import assert_mean, assert_not_mean
-from tests.test_objectives import (
+from tests.objectives.test_objectives import (
     conv,
     hand_written,
     perceptron,
@@ -26,6 +25,7 @@ from tests.test_objectives import (
     subsampled,
     two_layer,
 )
+from tests.statistics import assert_mean, assert_not_mean
 from tests.test_purity import python
 
 estimators = pytest.mark.parametrize("estimate", [elbo, importance])

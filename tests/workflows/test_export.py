@@ -20,7 +20,7 @@ from pyro_vae.errors import ConfigError, PairError
 from pyro_vae.ops.pareto import pareto_k
 from tests.statistics import SIGMAS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ONE = ["arviz", "arviz-base", "arviz-stats", "arviz-plots", "lazy_loader"]
 
 

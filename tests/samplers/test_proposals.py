@@ -19,10 +19,10 @@ from pyro_vae.samplers import fitted_proposal as refinement
 from pyro_vae.samplers import proposals
 from pyro_vae.samplers.fitted_proposal import REFINEMENT_EVALUATIONS, inflation
 from pyro_vae.samplers.proposals import inflated
+from tests.objectives.test_objectives import conv, hand_written, pixels, two_layer
+from tests.ops.test_verdicts import three_latents
 from tests.statistics import assert_mean
 from tests.test_exams import E1_LOG_P, e1_data, linear
-from tests.test_objectives import conv, hand_written, pixels, two_layer
-from tests.test_verdicts import three_latents
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,9 +13,9 @@ from pyro_vae.diagnostics import calibration
 from pyro_vae.diagnostics.calibration import _p_value, _summary
 from pyro_vae.errors import ConfigError, PairError
 from pyro_vae.pairs.simulation import simulate
+from tests.objectives.test_objectives import conv, hand_written, subsampled, two_layer
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import linear
-from tests.test_objectives import conv, hand_written, subsampled, two_layer
 
 NUM = 2000
 

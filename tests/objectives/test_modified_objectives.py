@@ -16,9 +16,9 @@ from pyro_vae.objectives import CUBO, ELBO, BetaTCVAE, BetaVAE, FreeBits, InfoVA
 from pyro_vae.objectives.beta_tcvae import log_aggregate
 from pyro_vae.objectives.info_vae import mmd
 from pyro_vae.training.schedules import CyclicalWarmup, LinearWarmup
+from tests.objectives.test_gradients import LAYERED_X, Layered
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import E2_ELBO, E2_SCALE, e2_data, linear
-from tests.test_gradients import LAYERED_X, Layered
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -11,8 +11,8 @@ import torch
 import pyro_vae as pv
 from pyro_vae.evidence import ais, importance, jackknife, psis, recommend, smc
 from pyro_vae.evidence.prior_check import second_opinion
+from tests.ops.test_verdicts import three_latents
 from tests.test_exams import linear
-from tests.test_verdicts import three_latents
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -21,8 +21,8 @@ from pyro_vae.pairs.simulation import simulate
 from pyro_vae.samplers.chunks import per_chain
 from pyro_vae.samplers.tempering import Path, anneal, temperatures
 from pyro_vae.samplers.tuning import tune
+from tests.objectives.test_objectives import conv, hand_written, perceptron, pixels, standard_normal, two_layer
 from tests.statistics import assert_mean, assert_not_mean
-from tests.test_objectives import conv, hand_written, perceptron, pixels, standard_normal, two_layer
 
 both_starts = pytest.mark.parametrize("start", ["guide", "prior"])
 both_estimators = pytest.mark.parametrize("estimate", [ais, smc])

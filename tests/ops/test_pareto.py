@@ -11,8 +11,8 @@ from scipy.special import ndtri
 from pyro_vae.ops import pareto
 from pyro_vae.ops.pareto import fit_generalized_pareto, pareto_k, smooth, smooth_tail, tail_size
 from pyro_vae.ops.weights import log_mean_exp
+from tests.ops.test_weights import exactly
 from tests.statistics import SIGMAS, assert_mean
-from tests.test_weights import exactly
 
 pytestmark = pytest.mark.usefixtures("float64")
 

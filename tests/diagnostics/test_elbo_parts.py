@@ -18,8 +18,8 @@ from pyro_vae.models.priors import StandardNormal, VampPrior
 from pyro_vae.objectives import ELBO, IWAE
 from pyro_vae.pairs.handlers import unregistered
 from pyro_vae.pairs.memory import room
+from tests.objectives.test_objectives import OBJECTIVES
 from tests.statistics import assert_mean, assert_not_mean
-from tests.test_objectives import OBJECTIVES
 
 mlp_vae = partial(pv.presets.mlp_vae, data_shape=(6,), latent_dim=2, hidden=(8,))
 

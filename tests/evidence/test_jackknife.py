@@ -14,8 +14,8 @@ from pyro_vae.ops import weights
 from pyro_vae.ops.streaming import TailMoments
 from pyro_vae.pairs.handlers import untouched
 from pyro_vae.pairs.particles import particle_chunks
+from tests.ops.test_weights import gamma_weights, iwae_of_gamma, jackknife_coefficients
 from tests.statistics import assert_mean, assert_not_mean
-from tests.test_weights import gamma_weights, iwae_of_gamma, jackknife_coefficients
 
 pytestmark = pytest.mark.usefixtures("float64")
 

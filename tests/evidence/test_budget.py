@@ -17,9 +17,9 @@ from pyro_vae.evidence import importance, psis
 from pyro_vae.ops.streaming import TailMoments
 from pyro_vae.pairs import memory
 from pyro_vae.pairs import vectorization as probing
+from tests.objectives.test_objectives import conv, hand_written, pixels, two_layer
 from tests.statistics import assert_mean
 from tests.test_exams import E2_LOG_P, e2_data, linear
-from tests.test_objectives import conv, hand_written, pixels, two_layer
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -21,8 +21,8 @@ from pyro_vae.evidence.latent_sums import Direct, Shared, at_nodes
 from pyro_vae.ops.pairwise import pairwise_log_prob
 from pyro_vae.ops.streaming import LogMoments
 from pyro_vae.pairs.density import Density
-from tests.test_objectives import ConvDecoder, conv, hand_written, normal, one_layer, perceptron
-from tests.test_objectives import pixels as single_pixels
+from tests.objectives.test_objectives import ConvDecoder, conv, hand_written, normal, one_layer, perceptron
+from tests.objectives.test_objectives import pixels as single_pixels
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -15,9 +15,9 @@ from pyro_vae.evidence import auto as choice
 from pyro_vae.evidence.auto import require_estimator
 from pyro_vae.ops.verdicts import Judgement
 from pyro_vae.workflows import evaluation
+from tests.objectives.test_objectives import conv, hand_written, pixels, two_layer
+from tests.ops.test_verdicts import three_latents
 from tests.test_exams import linear
-from tests.test_objectives import conv, hand_written, pixels, two_layer
-from tests.test_verdicts import three_latents
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -15,9 +15,9 @@ from pyro_vae.diagnostics import inference_gaps
 from pyro_vae.errors import ConfigError, DataError, PairError
 from pyro_vae.pairs.density import Density
 from pyro_vae.samplers import FAMILIES, Plan, best_member, compared, start_of
+from tests.objectives.test_objectives import conv, hand_written, two_layer
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import E5_ELBO, E5_LOG_P, E5_X, linear, tanh_vae
-from tests.test_objectives import conv, hand_written, two_layer
 
 APPROXIMATION, AMORTISATION, E2_ELBO = 0.2534841692, 0.2259613537, -7.7047331116
 E2_GUIDE = {"shift": (0.1, -0.2), "scale": (0.2**0.5, 0.3**0.5)}
