@@ -21,8 +21,10 @@ __all__ = [
     "require_one_of",
 ]
 
+import difflib
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -125,7 +127,17 @@ def require_number(name: str, value: Any, *, least: float = -math.inf, most: flo
     return value
 
 
-def require_one_of(name: str, value: str, *choices: str) -> None:
-    """Raise :class:`ConfigError` for an option that there is not."""
+def require_one_of(option: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise :class:`ConfigError`, with the nearest spelling, unless ``value`` is one of the ``choices``.
+
+    Example:
+        >>> require_one_of("schedule", "cosin", ("constant", "cosine"))
+        Traceback (most recent call last):
+        ...
+        pyro_vae.errors.ConfigError: schedule='cosin': expected one of 'constant', 'cosine': did you mean 'cosine'?
+    """
+    choices = tuple(choices)
     if value not in choices:
-        raise ConfigError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}")
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{option}={value!r}: expected one of {', '.join(map(repr, choices))}{hint}")

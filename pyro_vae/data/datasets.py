@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["BINARISATIONS", "DATASETS", "Binarisation", "Dataset", "Pixels", "binarise", "load", "read_images"]
+__all__ = ["BINARISATIONS", "DATASETS", "Dataset", "Pixels", "binarise", "load", "read_images"]
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_batch
-from ..errors import DataError
+from ..errors import DataError, require_one_of
+from ..ops.choices import Binarisation, names
 from ..ops.seeds import seeded
+from .arrays import as_batch
 
-Binarisation = Literal["static", "dynamic", "threshold", "none"]
-BINARISATIONS = get_args(Binarisation)
+BINARISATIONS = names(Binarisation)
 
 
 class Dataset(NamedTuple):
@@ -61,8 +61,7 @@ class Pixels:
     def __init__(
         self, x: Any, binarise: Binarisation = "dynamic", *, max_value: float | None = None, seed: int = 0
     ) -> None:
-        if binarise not in BINARISATIONS:
-            raise DataError(f"binarise={binarise!r}: expected one of {', '.join(BINARISATIONS)}")
+        require_one_of("binarise", binarise, BINARISATIONS)
         x = as_batch(x)
         if x.ndim < 2:
             raise DataError(f"x: expected at least one image, shape (n, ...), got shape {tuple(x.shape)}")
@@ -113,8 +112,7 @@ def binarise(x: Any, method: Literal["static", "threshold"] = "static", *, seed:
     x = as_batch(x).float()
     if x.min() < 0 or x.max() > 1:
         raise DataError(f"x: expected grey levels in [0, 1], found [{x.min():g}, {x.max():g}]: divide by the largest")
-    if method not in ("static", "threshold"):
-        raise DataError(f"method={method!r}: expected 'static' or 'threshold'")
+    require_one_of("method", method, ("static", "threshold"))
     return _once(x, method, seed)
 
 
@@ -141,8 +139,7 @@ def load(name: str = "digits", *, data_dir: str | Path | None = None, download: 
         >>> load("digits").x_train.shape
         torch.Size([1437, 8, 8])
     """
-    if name not in DATASETS:
-        raise DataError(f"data set {name!r}: expected one of {', '.join(DATASETS)}")
+    require_one_of("name", name, DATASETS)
     root = Path(data_dir or os.environ.get("PYRO_VAE_DATA") or "data")
     return DATASETS[name](name, root, download)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.arrays import as_tensor, require_finite
-from ..errors import ConfigError, DataError, require_count, require_number
+from ..errors import DataError, require_count, require_number, require_one_of
 from ..ops.means import Mean
 from ..ops.streaming import Moments
 from ..pairs.density import Density
@@ -126,8 +126,7 @@ def inference_gaps(
         >>> bool((gaps.approximation.abs() < 0.01).all()), bool((gaps.amortisation > 0.2).all())
         (True, True)
     """
-    if family not in FAMILIES:
-        raise ConfigError(f"family={family!r}: expected one of {', '.join(FAMILIES)}")
+    require_one_of("family", family, FAMILIES)
     num_steps = require_count("num_steps", num_steps, least=0)
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     learning_rate = require_number("learning_rate", learning_rate, least=0)

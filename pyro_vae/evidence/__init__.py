@@ -18,10 +18,10 @@ __all__ = [
     "smc",
 ]
 
+from ..ops.choices import Proposal
 from .ais import ais
 from .auto import ESTIMATORS, Recommendation, estimate, recommend
 from .base import LogEvidence
-from .budget import Proposal
 from .elbo import elbo
 from .importance import importance
 from .jackknife import jackknife

@@ -80,7 +80,7 @@ def ais(
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one chain has no error bar")
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
-    require_one_of("start", start, "guide", "prior")
+    require_one_of("start", start, ("guide", "prior"))
     x = data_for(x, model, guide)
 
     def estimate(path: Path, span: slice, most: int) -> Summary:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 __all__ = ["ESTIMATORS", "Recommendation", "estimate", "recommend", "require_estimator"]
 
-import difflib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import ConfigError, PairError, require_count, require_number
+from ..errors import ConfigError, PairError, require_count, require_number, require_one_of
+from ..ops.choices import Proposal
 from ..pairs.density import Density
 from ..pairs.handlers import untouched
 from ..pairs.inputs import data_for
@@ -18,13 +18,12 @@ from ..pairs.memory import blocks_of
 from ..pairs.traces import Program
 from .ais import ais
 from .base import LogEvidence
-from .budget import Proposal, require_proposal
+from .budget import require_proposal
 from .importance import importance
 from .psis import psis
 from .quadrature import quadrature
 from .smc import smc
 
-EstimatorName = Literal["is", "psis", "ais", "smc", "grid"]
 ESTIMATORS: dict[str, Callable[..., LogEvidence]] = {
     "is": importance,
     "psis": psis,
@@ -49,11 +48,7 @@ class Recommendation(NamedTuple):
 
 def require_estimator(name: str) -> None:
     """Raise :class:`~pyro_vae.errors.ConfigError` unless it is ``"auto"`` or one of :data:`ESTIMATORS`."""
-    known = ("auto", *ESTIMATORS)
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known, 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"estimator={name!r}: expected one of {', '.join(known)}{hint}")
+    require_one_of("estimator", name, ("auto", *ESTIMATORS))
 
 
 def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recommendation:
@@ -177,4 +172,3 @@ _OPTIONS = {
     "smc": {"num_particles"},
     "grid": set(),
 }
-assert get_args(EstimatorName) == tuple(ESTIMATORS)

@@ -2,36 +2,29 @@ r"""Importance weights summarised as they are drawn: so many of each datapoint, 
 
 from __future__ import annotations
 
-__all__ = ["PROPOSALS", "Budget", "Pool", "Proposal", "Source", "drawn", "require_proposal"]
+__all__ = ["Budget", "Pool", "Source", "drawn", "require_proposal"]
 
-import difflib
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..ops.seeds import forked
+from ..errors import ConfigError, require_one_of
+from ..ops.choices import Proposal, names
 from ..ops.streaming import TailMoments
 from ..pairs.progress import Progress
 from ..pairs.traces import Program
 from ..samplers.fitted_proposal import REFINEMENT_EVALUATIONS, refined
-from ..samplers.proposals import Defensive, Drawer, Guided, Rows, inflated
+from ..samplers.proposals import Defensive, Drawer, Guided, Rows
 
-_SCALES = (1.0, 1.1, 1.2, 1.4, 1.7, 2.0)  # by which the guide is inflated
-_PILOT = 100  # draws for each of them
 _FIRST = 1024  # draws, before an error is looked at: that of few is small where they missed the large weights
 _GROWTH = 4.0  # at most, from one look to the next: an error from few draws says little
 _RUNG = 2**0.25  # budgets are rounded up to powers of this, so that datapoints are drawn together
 _BUFFER = 1024  # draws per datapoint that wait to be summarised together
 _ROWS = 1024  # datapoints whose budgets are settled together
-
-Proposal = Literal["guide", "inflated", "defensive", "refined"]
-PROPOSALS: tuple[str, ...] = get_args(Proposal)
 
 
 class Pool(NamedTuple):
@@ -91,11 +84,10 @@ class Source(NamedTuple):
 
 
 def require_proposal(proposal: str) -> None:
-    """Raise :class:`~pyro_vae.errors.ConfigError` for a name that is none."""
-    if proposal not in PROPOSALS:
-        near = difflib.get_close_matches(str(proposal), PROPOSALS, 1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"proposal={proposal!r}: expected one of {', '.join(PROPOSALS)}{hint}")
+    """Raise :class:`~pyro_vae.errors.ConfigError` unless this is the name of a proposal."""
+    if proposal == "inflated":
+        raise ConfigError("proposal='inflated' was removed: use 'refined', a wide Gaussian for each datapoint")
+    require_one_of("proposal", proposal, names(Proposal))
 
 
 def drawn(source: Source, budget: Budget) -> Iterator[Pool]:
@@ -118,42 +110,8 @@ def _drawers(source: Source, rows: Rows) -> Iterator[tuple[Rows, Drawer, int]]:
         source.bar.total += len(rows) * REFINEMENT_EVALUATIONS
         drawer = refined(model, guide, x, rows, max_bytes=source.max_bytes, tell=source.bar.update)
         yield rows, drawer, REFINEMENT_EVALUATIONS
-    elif source.proposal == "inflated":
-        for some, scale, pilot in _scales(source, rows):
-            yield some, Guided(model, inflated(guide, scale), x, source.max_bytes), pilot
     else:
         yield rows, Guided(model, guide, x, source.max_bytes), 0
-
-
-def _scales(source: Source, rows: Rows) -> Iterator[tuple[Rows, float, int]]:
-    """For each row the scale whose pilot draws had the largest effective sample size."""
-    log_ess = torch.stack([_pilots(source, rows, _PILOT // 2) for _ in range(2)])
-    best = _steadied(log_ess).argmax(0) if source.apart else log_ess.mean((0, 2)).argmax().expand(len(rows))
-    for place, scale in enumerate(_SCALES):
-        if (best == place).any():
-            yield rows[best == place], scale, _PILOT * len(_SCALES)
-
-
-def _pilots(source: Source, rows: Rows, num: int) -> Float[Tensor, "scale chosen"]:
-    """The logarithm of the effective sample size at each scale, all by the same random numbers."""
-    found = []
-    for scale in _SCALES:
-        drawer = Guided(source.model, inflated(source.guide, scale), source.x, source.max_bytes)
-        with forked() if scale != _SCALES[-1] else nullcontext():
-            found.append(torch.cat([pool.weights.log_moments.ess for pool in source.pools(rows, num, drawer, 0)]))
-    return torch.stack(found).nan_to_num(1.0).clamp(min=1).log()
-
-
-def _steadied(log_ess: Float[Tensor, "half scale chosen"]) -> Float[Tensor, "scale chosen"]:
-    """Each datapoint's own comparison, as far as two halves of the pilot agree on it, else that of all datapoints.
-
-    Few draws seldom meet the large weights of a narrow proposal, so that one comparison alone says little.
-    """
-    compared = log_ess - log_ess.mean(1, keepdim=True)
-    own = compared.mean(0)
-    common = own.mean(1, keepdim=True)
-    noise, spread = (compared[0] - compared[1]).square().mean() / 4, (own - common).square().mean()
-    return common + (1 - noise / spread).clamp(0, 1).nan_to_num(0.0) * (own - common)
 
 
 def _settled(source: Source, budget: Budget, pool: Pool, drawer: Drawer) -> Iterator[Pool]:

@@ -63,7 +63,7 @@ def from_weights(
     max_bytes = require_count("max_bytes", max_bytes)
     x = data_for(x, model, guide)
     with untouched(model, guide, seed=(seed, "evidence")), progress_bar(0, progress) as bar:
-        apart = (target_stderr is not None or proposal in ("inflated", "refined")) and rows_apart(model, guide, x)
+        apart = (target_stderr is not None or proposal == "refined") and rows_apart(model, guide, x)
         capacity = min(most, max(tail_size(most) + 1, _SMALLEST_TAIL))
         source = Source(model, guide, x, proposal, apart, capacity, max_bytes, bar)
         parts = [part for pool in drawn(source, Budget(most, target_stderr)) for part in _parts(pool, estimate, side)]

@@ -9,10 +9,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
 from ..pairs.traces import Program
 from .base import LogEvidence
-from .budget import Proposal
 from .from_weights import Estimate, from_draws, from_weights
 
 
@@ -40,9 +40,6 @@ def importance(
     narrower than the posterior, and weights of a narrow proposal can have an infinite variance.
 
     - ``"guide"``: the guide as it is.
-    - ``"inflated"``: the guide with its standard deviations multiplied by a number from 1 to 2, for each datapoint the
-      one with the largest effective sample size among pilot draws, which are then thrown away; as far as they do not
-      tell datapoints apart, it is the one that is best for all.
     - ``"defensive"``: a tenth of the draws from the prior, the others from the guide, weighed as draws of the mixture;
       no weight exceeds about ten times the likelihood.
     - ``"refined"``: a tenth of the draws from the guide, the others from a Gaussian with full covariance, weighed as
@@ -64,7 +61,7 @@ def importance(
         x: Data ``[n, ...]``, any array type.
         num_particles: The number of particles K per datapoint, 5000 by default; with ``target_stderr`` the largest
             number, 100,000 by default.
-        proposal: What is drawn from: ``"guide"``, ``"inflated"``, ``"defensive"`` or ``"refined"``.
+        proposal: What is drawn from: ``"guide"``, ``"defensive"`` or ``"refined"``.
         target_stderr: The standard error to reach, in nats per datapoint.
         seed: The draws depend on it alone; torch's own generator is left as it is.
         max_bytes: About how much memory a block may take; other blocks are other draws.

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, require_count
+from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
 from ..pairs.traces import Program
 from .base import LogEvidence
-from .budget import Proposal
 from .from_weights import Estimate, from_weights
 
 _LARGE = 256  # weights that enter exactly

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
 from ..pairs.traces import Program
 from .base import LogEvidence
-from .budget import Proposal
 from .from_weights import Estimate, from_weights
 
 

@@ -93,12 +93,12 @@ def sandwich(
         >>> lower.mean < problem.log_evidence(x).mean().item() < upper.mean
         True
     """
-    require_one_of("method", method, "ais", "iwae")
+    require_one_of("method", method, ("ais", "iwae"))
     num_particles = (16 if method == "ais" else 1000) if num_particles is None else num_particles
     num_particles = require_count("num_particles", num_particles, least=2 if method == "ais" else 3, why=_WHY)
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
-    require_one_of("start", start, "guide", "prior")
+    require_one_of("start", start, ("guide", "prior"))
     if not isinstance(z_true, Mapping):
         raise ConfigError(f"z_true: expected a dictionary of site names and values, found {type(z_true).__name__}")
     x = data_for(x, model, guide)

@@ -76,7 +76,7 @@ def smc(
     num_populations = require_count("num_populations", num_populations, least=2, why=why)
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
-    require_one_of("start", start, "guide", "prior")
+    require_one_of("start", start, ("guide", "prior"))
     x = data_for(x, model, guide)
 
     def estimate(path: Path, span: slice, most: int) -> Summary:

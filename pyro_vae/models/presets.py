@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from ..errors import ConfigError
+from ..ops.choices import LikelihoodName, PosteriorName, PriorName
 from .base import Pair
 from .hierarchical import HierarchicalVAE
 from .likelihoods import Bernoulli, Columns, Gaussian
@@ -18,9 +19,6 @@ from .posteriors import DiagonalNormal
 from .ppca import PPCA, PPCADecoder, PPCAEncoder
 from .priors import StandardNormal
 from .registry import (
-    LikelihoodName,
-    PosteriorName,
-    PriorName,
     likelihood_named,
     posterior_named,
     prior_named,

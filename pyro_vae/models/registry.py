@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 __all__ = [
-    "LikelihoodName",
-    "PosteriorName",
-    "PriorName",
     "likelihood_named",
     "posterior_named",
     "prior_named",
@@ -13,23 +10,19 @@ __all__ = [
 ]
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..data.arrays import as_tensor
-from ..errors import ConfigError
+from ..errors import require_one_of
 from .likelihoods import Bernoulli, ContinuousBernoulli, DiscretisedLogistic, Gaussian, Likelihood
 from .nn import MLP, ConvDecoder
 from .posteriors import DiagonalNormal, FullNormal, Posterior
 from .priors import GaussianMixture, Prior, StandardNormal, VampPrior
 
-LikelihoodName = Literal["bernoulli", "gaussian", "continuous_bernoulli", "discretised_logistic"]
-PriorName = Literal["standard", "mixture", "vamp"]
-PosteriorName = Literal["diagonal", "full"]
 Net = TypeVar("Net", MLP, ConvDecoder)
-Made = TypeVar("Made", bound=Callable[[], nn.Module])
 
 
 def likelihood_named(name: str, data_shape: Sequence[int], scale: Any, relaxed: bool, num_levels: int) -> Likelihood:
@@ -39,7 +32,8 @@ def likelihood_named(name: str, data_shape: Sequence[int], scale: Any, relaxed: 
         "continuous_bernoulli": lambda: ContinuousBernoulli(data_shape),
         "discretised_logistic": lambda: DiscretisedLogistic(data_shape, num_levels=num_levels, scale=scale),
     }
-    return _chosen("likelihood", name, makers)()
+    require_one_of("likelihood", name, makers)
+    return makers[name]()
 
 
 def posterior_named(name: str, latent_dim: int) -> Posterior:
@@ -47,7 +41,8 @@ def posterior_named(name: str, latent_dim: int) -> Posterior:
         "diagonal": lambda: DiagonalNormal(latent_dim),
         "full": lambda: FullNormal(latent_dim),
     }
-    return _chosen("posterior", name, makers)()
+    require_one_of("posterior", name, makers)
+    return makers[name]()
 
 
 def prior_named(
@@ -59,13 +54,8 @@ def prior_named(
         "mixture": lambda: GaussianMixture(latent_dim, num_components=num),
         "vamp": lambda: VampPrior(_around(data_mean, num, observe), encoder, posterior, latent_dim=latent_dim),
     }
-    return _chosen("prior", name, makers)()
-
-
-def _chosen(option: str, name: str, makers: dict[str, Made]) -> Made:
-    if name not in makers:
-        raise ConfigError(f"{option}={name!r}: expected one of {', '.join(map(repr, makers))}")
-    return makers[name]
+    require_one_of("prior", name, makers)
+    return makers[name]()
 
 
 def _around(data_mean: Any, num: int, observe: Likelihood) -> Tensor:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from ..errors import ConfigError, PairError, require_count
+from ..errors import ConfigError, PairError, require_count, require_one_of
 from ..pairs.pathwise import Flow
 from ..pairs.sites import Sites, Vectorized, draw_sites
 from ..pairs.traces import Program, replay, trace
@@ -56,8 +56,7 @@ class Objective(pyro.infer.ELBO):
 
     def __init__(self, *, num_particles: int = 1, gradient: str = "total") -> None:
         num_particles = require_count("num_particles", num_particles)
-        if gradient not in self.gradients:
-            raise ConfigError(f"gradient={gradient!r}: expected one of {', '.join(map(repr, self.gradients))}")
+        require_one_of("gradient", gradient, self.gradients)
         if gradient in ("rloo", "vimco"):
             require_several(f"gradient={gradient!r}", num_particles)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)

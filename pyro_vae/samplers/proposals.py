@@ -1,4 +1,4 @@
-r"""What to draw from: the guide, the guide inflated, or a mixture of the guide and the prior."""
+r"""Proposals that need no fit: the guide, and a mixture of the guide and the prior."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ __all__ = [
     "Guided",
     "Rows",
     "even_blocks",
-    "inflated",
     "minority",
 ]
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyro.distributions as dist
 from jaxtyping import Float, Int
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, constraints
-from torch.distributions.transforms import AffineTransform
 
 from ..pairs.density import Density
 from ..pairs.memory import room
@@ -78,42 +72,3 @@ def even_blocks(num: int, most: int) -> list[int]:
 def minority(num: int) -> int:
     """How many of ``num`` draws are from the smaller part of a mixture."""
     return min(num - 1, max(1, round(_SHARE * num)))
-
-
-def inflated(guide: Program, scale: float) -> Program:
-    r"""The guide with every site inflated around its mean, :math:`z \mapsto \mathbb E[z] + s\,(z - \mathbb E[z])`.
-
-    Sites whose values are constrained, or whose distribution has no finite mean, stay as they are; so do point masses,
-    which follow the sites that they are computed from.
-    """
-    return Inflation(scale)(guide)
-
-
-class Inflation(Messenger):
-    """Replaces the distributions of latent sites as they are sampled."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
-            msg["fn"] = _spread(msg["fn"], self.scale)
-
-
-def _spread(fn: Any, scale: float) -> Any:
-    if isinstance(fn, Independent):
-        return dist.Independent(_spread(fn.base_dist, scale), fn.reinterpreted_batch_ndims)
-    if isinstance(fn, Normal):
-        return dist.Normal(fn.loc, scale * fn.scale, validate_args=False)  # the guide's own has been, if it is to be
-    if isinstance(fn, MultivariateNormal):
-        return dist.MultivariateNormal(fn.loc, scale_tril=scale * fn.scale_tril, validate_args=False)
-    if isinstance(fn, (dist.Delta, dist.MaskedDistribution)) or not fn.has_rsample:
-        return fn
-    try:
-        mean, real = fn.mean, constraints.independent(constraints.real, fn.event_dim)
-    except NotImplementedError:
-        return fn
-    if repr(fn.support) not in (repr(real), repr(constraints.real)) or not mean.isfinite().all():
-        return fn
-    return dist.TransformedDistribution(fn, [AffineTransform(mean * (1 - scale), scale, event_dim=fn.event_dim)])

@@ -46,7 +46,7 @@ def temperatures(num: int, schedule: str) -> Float[Tensor, " levels"]:
         >>> temperatures(4, "sigmoid")
         tensor([0.0000, 0.1050, 0.5000, 0.8950, 1.0000], dtype=torch.float64)
     """
-    require_one_of("schedule", schedule, "sigmoid", "linear")
+    require_one_of("schedule", schedule, ("sigmoid", "linear"))
     even = torch.linspace(0, 1, num + 1, dtype=torch.float64)
     if schedule == "linear":
         return even

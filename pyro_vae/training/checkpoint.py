@@ -82,7 +82,7 @@ def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> Pair:
     arguments = dict(recipe)
     preset = arguments.pop("preset", None)
     if preset not in PRESETS:
-        raise CheckpointError(path, f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
+        raise CheckpointError(path, f"unknown preset {preset!r}: expected one of {', '.join(map(repr, PRESETS))}")
     try:
         with torch.random.fork_rng(devices=[]):
             return PRESETS[preset](**arguments)

@@ -20,15 +20,16 @@ from torch import Tensor
 
 from ..data.arrays import find_device
 from ..data.batches import batch_of, fingerprint, presented
-from ..errors import ConfigError, NonFiniteLossError, require_count
+from ..errors import ConfigError, NonFiniteLossError, require_count, require_one_of
 from ..objectives import ELBO, Objective
 from ..objectives.module import ObjectiveModule
+from ..ops.choices import Schedule
 from ..ops.seeds import seeded
 from ..pairs.handlers import evaluating
 from ..pairs.inputs import programs_of, takes_missing
 from ..pairs.progress import progress_bar
 from ..pairs.sites import Vectorized, draw_sites
-from .schedules import SCHEDULES, Schedule
+from .schedules import SCHEDULES
 from .state import Epoch, History, TrainingState
 
 
@@ -108,8 +109,7 @@ def fit(
     missing = takes_missing(model, guide)
     data = presented(x, missing=missing)
     held_out = None if validation is None else presented(validation, "validation", missing=missing)
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    require_one_of("schedule", schedule, SCHEDULES)
     if patience is not None and held_out is None:
         raise ConfigError("patience needs validation data: pass validation=")
     num_epochs, batch_size = require_count("num_epochs", num_epochs), require_count("batch_size", batch_size)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["SCHEDULES", "CyclicalWarmup", "LinearWarmup", "Schedule"]
+__all__ = ["SCHEDULES", "CyclicalWarmup", "LinearWarmup"]
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from ..errors import ConfigError, require_count, require_number
-
-Schedule = Literal["constant", "cosine", "burda"]
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,

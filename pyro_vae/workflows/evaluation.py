@@ -129,7 +129,7 @@ def evaluate(
         estimator: Of :math:`\log p(x)`: ``"is"``, ``"psis"``, ``"ais"``, ``"smc"``, ``"grid"``, or ``"auto"`` for what
             :func:`pyro_vae.evidence.recommend` says.
         num_particles: Draws per datapoint for :math:`\log p(x)`, instead of the estimator's default.
-        proposal: What importance sampling draws from: ``"guide"``, ``"inflated"``, ``"defensive"`` or ``"refined"``.
+        proposal: What importance sampling draws from: ``"guide"``, ``"defensive"`` or ``"refined"``.
         target_stderr: Draw until the standard error of each datapoint is as small as this, in nats.
         iwae_particles: K of the reported importance-weighted bound.
         elbo_particles: Draws per datapoint for the ELBO.

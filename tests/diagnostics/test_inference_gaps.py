@@ -59,7 +59,7 @@ class TestExact:
         torch.testing.assert_close(start.loc, problem.posterior(e2()).mean + torch.tensor([0.1, -0.2]))
         torch.testing.assert_close(start.scale_tril[0], torch.diag(torch.tensor(E2_GUIDE["scale"])))
         member = FAMILIES["diagonal"](start.loc, start.scale_tril)
-        best = best_member(density, member, Plan(500, 100, 0.05, 10, 1000), lambda _: None)
+        best = best_member(density, member, Plan(500, 100, 0.05, 40, 1000), lambda _: None)
         u, _ = member.forward(torch.eye(2)[:, None], best)
         loc, _ = member.forward(torch.zeros(1, 1, 2), best)
         scale = torch.linalg.inv(problem.posterior_covariance).diagonal().rsqrt()
@@ -312,7 +312,7 @@ def test_blocks_keep_the_order_of_rows(max_bytes):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"family": "planar"}, ConfigError, "family='planar': expected one of diagonal, full, flow"),
+        ({"family": "planar"}, ConfigError, "family='planar': expected one of 'diagonal', 'full', 'flow'"),
         ({"num_particles": 1}, ConfigError, "num_particles=1: expected at least 2"),
         ({"num_steps": -1}, ConfigError, "num_steps=-1"),
         ({"learning_rate": -1.0}, ConfigError, "learning_rate=-1.0"),

@@ -248,8 +248,11 @@ REFUSED = [
     ({"estimator": "grid", "num_particles": 7}, "num_particles=7: the estimator 'grid' has no such option"),
     ({"estimator": "ais", "target_stderr": 0.1}, r"target_stderr=0\.1: the estimator 'ais' has no such option"),
     ({"estimator": "smc", "target_stderr": 0.1}, "the estimator 'smc' has no such option; leave it out"),
-    ({"estimator": "pis"}, r"estimator='pis': expected one of auto, is, psis, ais, smc, grid: did you mean 'psis'\?"),
-    ({"estimator": "quadrature"}, "estimator='quadrature': expected one of auto"),
+    (
+        {"estimator": "pis"},
+        r"estimator='pis': expected one of 'auto', 'is', 'psis', 'ais', 'smc', 'grid': did you mean 'psis'\?",
+    ),
+    ({"estimator": "quadrature"}, "estimator='quadrature': expected one of 'auto'"),
     ({"estimator": ""}, "estimator='': expected one of"),
     ({"estimator": Recommendation("best", "guide", "because")}, "estimator='best': expected one of"),
     ({"num_particles": 1}, "num_particles=1: expected at least 2, since one draw has no error bar"),

@@ -221,7 +221,7 @@ x = torch.bernoulli(torch.full((4, 16), 0.5))
 def look(num_particles, max_bytes=2**21, **options):
     pv.evidence.importance(vae.model, vae.guide, x, num_particles=num_particles, max_bytes=max_bytes, **options)
 def peak(num_particles):
-    for proposal in ("guide", "inflated", "defensive", "refined"):
+    for proposal in ("guide", "defensive", "refined"):
         look(num_particles, proposal=proposal)
     look(num_particles, target_stderr=1e-4)
     return so_far()

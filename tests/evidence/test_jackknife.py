@@ -191,7 +191,7 @@ def test_e1(order, particles):
 
 
 @orders
-@pytest.mark.parametrize("proposal", ["guide", "inflated"])
+@pytest.mark.parametrize("proposal", ["guide", "defensive"])
 def test_it_is_the_jackknife_of_the_weights_that_were_drawn(order, proposal):
     problem, guide = e1()
     x, options = problem.sample(9, seed=0), {"num_particles": 40, "max_bytes": 2**12}

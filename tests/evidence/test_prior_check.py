@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("float64")
 FAR = 1.5
 ESTIMATORS = {
     "importance": lambda *pair: importance(*pair, num_particles=1000),
-    "inflated": lambda *pair: importance(*pair, num_particles=1000, proposal="inflated"),
     "refined": lambda *pair: importance(*pair, num_particles=1000, proposal="refined"),
     "psis": lambda *pair: psis(*pair, num_particles=1000),
     "jackknife": lambda *pair: jackknife(*pair, num_particles=1000),

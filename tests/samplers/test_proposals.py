@@ -6,19 +6,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, PairError
-from pyro_vae.evidence import budget as drawing
-from pyro_vae.evidence import importance, jackknife, psis
+from pyro_vae.evidence import importance
 from pyro_vae.evidence.budget import require_proposal
+from pyro_vae.ops.choices import Proposal, names
 from pyro_vae.pairs.density import Density
 from pyro_vae.samplers import fitted_proposal as refinement
 from pyro_vae.samplers import proposals
 from pyro_vae.samplers.fitted_proposal import REFINEMENT_EVALUATIONS, inflation
-from pyro_vae.samplers.proposals import inflated
 from tests.objectives.test_objectives import conv, hand_written, pixels, two_layer
 from tests.ops.test_verdicts import three_latents
 from tests.statistics import assert_mean
@@ -26,8 +24,8 @@ from tests.test_exams import E1_LOG_P, e1_data, linear
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-every_proposal = pytest.mark.parametrize("proposal", drawing.PROPOSALS)
-better = pytest.mark.parametrize("proposal", ["inflated", "defensive", "refined"])
+every_proposal = pytest.mark.parametrize("proposal", names(Proposal))
+better = pytest.mark.parametrize("proposal", ["defensive", "refined"])
 
 
 def conjugate(inflate):
@@ -43,146 +41,6 @@ def relative_errors(model, guide, x, exact, **options):
 
 def rmse(found, exact):
     return (found.value - exact).square().mean().sqrt().item()
-
-
-# The inflated guide
-
-
-@pytest.fixture
-def scales(monkeypatch):
-    """The scales that pilot draws chose, one for each datapoint."""
-    chosen, choose = [], drawing._scales
-
-    def noted(source, rows):
-        for some, scale, pilot in choose(source, rows):
-            chosen.extend([scale] * len(some))
-            yield some, scale, pilot
-
-    monkeypatch.setattr(drawing, "_scales", noted)
-    return chosen
-
-
-@pytest.mark.parametrize(("inflate", "expected"), [(0.5, {2.0}), (1 / 1.4, {1.4}), (1.0, {1.0}), (1.5, {1.0})])
-def test_the_scale_is_the_one_that_is_missing(scales, inflate, expected):
-    problem, x = linear(), linear().sample(50, seed=0)
-    importance(problem.model, problem.guide(inflate=inflate), x, num_particles=10, proposal="inflated")
-    assert len(scales) == 50
-    assert set(scales) <= expected | ({1.1} if inflate == 1.5 else set())
-
-
-def test_each_datapoint_gets_a_scale_of_its_own(scales):
-    problem, x = linear(), linear().sample(50, seed=0)
-    factor = torch.linalg.cholesky(problem.posterior_covariance)
-
-    def guide(x):
-        width = torch.where(x[:, 0] > 0, 1.0, 0.5)[:, None, None]
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(problem.posterior(x).mean, scale_tril=width * factor))
-
-    found = importance(problem.model, guide, x, num_particles=500, proposal="inflated")
-    good = int((x[:, 0] > 0).sum())
-    assert sorted(scales) == [1.0] * good + [2.0] * (50 - good)
-    torch.testing.assert_close(found.value, problem.log_evidence(x), rtol=0, atol=1e-10)  # each has its exact posterior
-
-
-@pytest.mark.parametrize("estimate", [importance, psis, jackknife])
-def test_a_narrow_guide_is_mended(estimate):
-    problem, x = linear(), linear().sample(200, seed=0)
-    guide, exact = problem.guide(inflate=0.5, shift=(0.05, -0.05)), problem.log_evidence(x)
-    plain = estimate(problem.model, guide, x, num_particles=1000)
-    wide = estimate(problem.model, guide, x, num_particles=1000, proposal="inflated")
-    assert rmse(wide, exact) < 0.2 * rmse(plain, exact)
-    assert wide.share("ok") > 0.95 > 0.15 > plain.share("ok")
-    assert (wide.num_evaluations == 1600).all()
-    assert (wide.num_particles == 1000).all()
-
-
-def test_the_best_guide_for_the_elbo_is_not_the_best_to_draw_from(scales):
-    # Of a posterior correlation .63 the optimal mean-field guide has weights of k = .63; inflated they have a variance.
-    problem, x = linear(), linear().sample(100, seed=0)
-    guide, exact = problem.guide(mean_field=True), problem.log_evidence(x)
-    plain = importance(problem.model, guide, x, num_particles=5000)
-    wide = importance(problem.model, guide, x, num_particles=5000, proposal="inflated")
-    assert set(scales) == {1.4}  # what a hundred draws of one datapoint alone would seldom tell
-    assert plain.pareto_k.median() > 0.5 > 0.4 > wide.pareto_k.median()
-    assert rmse(wide, exact) < 0.5 * rmse(plain, exact)
-
-
-def test_a_choice_by_each_datapoint_alone_is_worse(monkeypatch):
-    problem, x = linear(), linear().sample(100, seed=0)
-    guide, exact = problem.guide(mean_field=True), problem.log_evidence(x)
-    found = importance(problem.model, guide, x, num_particles=5000, proposal="inflated")
-    monkeypatch.setattr(drawing, "_steadied", lambda log_ess: log_ess.mean(0))
-    alone = importance(problem.model, guide, x, num_particles=5000, proposal="inflated")
-    assert rmse(found, exact) < 0.75 * rmse(alone, exact)
-
-
-DISTRIBUTIONS = {
-    "Normal": lambda: dist.Normal(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])).to_event(1),
-    "plain Normal": lambda: dist.Normal(torch.tensor([1.0, -2.0]), 0.5),
-    "MultivariateNormal": lambda: dist.MultivariateNormal(torch.ones(2), torch.tensor([[1.0, 0.5], [0.5, 2.0]])),
-    "LowRank": lambda: dist.LowRankMultivariateNormal(torch.ones(2), torch.ones(2, 1), torch.ones(2)),
-    "Laplace": lambda: dist.Laplace(torch.tensor([1.0, -2.0]), 0.5).to_event(1),
-    "StudentT": lambda: dist.StudentT(5.0, torch.tensor([1.0, -2.0]), 0.5).to_event(1),
-    "Gumbel": lambda: dist.Gumbel(torch.tensor([1.0, -2.0]), 0.5),
-}
-
-
-def drawn_from(program):
-    return poutine.trace(program).get_trace().nodes["z"]["fn"]
-
-
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_an_inflated_distribution_is_the_old_one_around_its_mean(name):
-    fn = DISTRIBUTIONS[name]()
-    wide = drawn_from(inflated(lambda: pyro.sample("z", fn), 2.0))
-    assert (wide.batch_shape, wide.event_shape) == (fn.batch_shape, fn.event_shape)
-    z = fn.sample((500,))
-    assert wide.log_prob(z).shape == fn.log_prob(z).shape
-    mean = fn.mean
-    volume = math.log(2.0) * max(1, fn.event_shape.numel())
-    torch.testing.assert_close(wide.log_prob(mean + 2 * (z - mean)), fn.log_prob(z) - volume)
-    assert_mean(wide.sample((50_000,)), mean)
-
-
-LEFT_ALONE = {
-    "LogNormal": lambda: dist.LogNormal(torch.zeros(2), 1.0).to_event(1),
-    "Gamma": lambda: dist.Gamma(2.0, 1.0),
-    "Beta": lambda: dist.Beta(2.0, 1.0),
-    "Dirichlet": lambda: dist.Dirichlet(torch.ones(3)),
-    "Cauchy": lambda: dist.Cauchy(0.0, 1.0),
-    "StudentT of one degree": lambda: dist.StudentT(1.0, 0.0, 1.0),
-    "point mass": lambda: dist.Delta(torch.ones(2), event_dim=1),
-    "Bernoulli": lambda: dist.Bernoulli(0.3),
-    "flow": lambda: dist.TransformedDistribution(dist.Normal(0.0, 1.0), [dist.transforms.TanhTransform()]),
-}
-
-
-@pytest.mark.parametrize("name", LEFT_ALONE)
-def test_what_cannot_be_inflated_stays_as_it_is(name):
-    fn = LEFT_ALONE[name]()
-    wide = drawn_from(inflated(lambda: pyro.sample("z", fn), 2.0))
-    z = fn.sample((20,))
-    assert torch.equal(wide.log_prob(z), fn.log_prob(z))
-
-
-def test_a_point_mass_follows_the_auxiliary_site_that_it_is_computed_from():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            noise = pyro.sample("noise", dist.Normal(torch.zeros(2), 0.3).to_event(1), infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Delta(0.8 * x + noise, event_dim=1))
-
-    x = torch.randn(20, 2)
-    exact = dist.Normal(0.0, 1.25**0.5).log_prob(x).sum(-1)
-    plain = importance(model, guide, x, num_particles=1000)
-    wide = importance(model, guide, x, num_particles=1000, proposal="inflated")
-    assert rmse(wide, exact) < 0.2 * rmse(plain, exact)
-    assert ((wide.value - exact).abs() <= 5 * wide.stderr).all()
 
 
 USES_OF_THE_GUIDES_DENSITY = {
@@ -217,9 +75,8 @@ def test_an_automatic_guide_of_all_datapoints():
             if "locs" in name:
                 value.copy_(problem.posterior(x).mean)
     before = {name: value.detach().clone() for name, value in guide.named_parameters()}
-    for proposal in ("guide", "inflated"):
-        found = importance(problem.model, guide, x, proposal=proposal, num_particles=2000)
-        assert ((found.value - problem.log_evidence(x)).abs() <= 5 * found.stderr).all()
+    found = importance(problem.model, guide, x, num_particles=2000)
+    assert ((found.value - problem.log_evidence(x)).abs() <= 5 * found.stderr).all()
     with pytest.raises(PairError, match=r"auxiliary.*proposal='guide'"):
         importance(problem.model, guide, x, proposal="defensive")
     assert all(torch.equal(value, before[name]) for name, value in guide.named_parameters())
@@ -397,8 +254,6 @@ def test_positive_latents(proposal, width):
     exact = dist.Normal(0.0, 2.0**0.5).log_prob(x)
     found = importance(model, guide, x, num_particles=1000, proposal=proposal)
     assert_mean(relative_errors(model, guide, x, exact, num_particles=1000, proposal=proposal), 0.0)
-    if proposal == "inflated":  # such a site stays as it is: all scales are the same, and only the pilots cost
-        assert (found.num_evaluations == 1600).all()
     if width == 0.5 and proposal == "defensive":
         plain = importance(model, guide, x, num_particles=1000)
         assert found.pareto_k.median() < plain.pareto_k.median() - 0.2
@@ -415,7 +270,7 @@ def test_foreign_pairs_agree_with_their_guides(build, proposal, max_bytes):
     assert ((found.value - plain.value).abs() <= 5 * torch.hypot(found.stderr, plain.stderr)).all()
 
 
-def test_discrete_latents_can_be_inflated_in_name_only_and_not_mixed():
+def test_discrete_latents_cannot_be_mixed():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(0.3))
@@ -429,9 +284,8 @@ def test_discrete_latents_can_be_inflated_in_name_only_and_not_mixed():
     exact = torch.logaddexp(
         dist.Normal(0.0, 1.0).log_prob(x) + math.log(0.7), dist.Normal(1.0, 1.0).log_prob(x) + math.log(0.3)
     )
-    for proposal in ("guide", "inflated"):
-        found = importance(model, guide, x, num_particles=1000, proposal=proposal)
-        assert ((found.value - exact).abs() <= 5 * found.stderr).all()
+    found = importance(model, guide, x, num_particles=1000)
+    assert ((found.value - exact).abs() <= 5 * found.stderr).all()
     with pytest.raises(PairError, match=r"site 'z'.*Bernoulli.*proposal='guide'") as caught:
         importance(model, guide, x, proposal="defensive")
     assert "\n" not in str(caught.value)
@@ -453,8 +307,9 @@ def test_a_vae_is_left_as_it_was(proposal):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("inflate", "proposal='inflate': expected one of guide, inflated, defensive, refined: did you mean 'inflated'"),
-        ("prior", "proposal='prior': expected one of guide, inflated, defensive, refined$"),
+        ("refine", "proposal='refine': expected one of 'guide', 'defensive', 'refined': did you mean 'refined'"),
+        ("inflated", "proposal='inflated' was removed: use 'refined'"),
+        ("prior", "proposal='prior': expected one of 'guide', 'defensive', 'refined'$"),
         ("", "proposal=''"),
     ],
 )

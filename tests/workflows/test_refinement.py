@@ -378,8 +378,8 @@ def test_what_it_says_of_itself():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "vi"}, "method='vi': expected one of hmc, nuts, sir, svi"),
-        ({"method": "svi", "family": "planar"}, "family='planar': expected one of diagonal, full, flow"),
+        ({"method": "vi"}, "method='vi': expected one of 'hmc', 'nuts', 'sir', 'svi'"),
+        ({"method": "svi", "family": "planar"}, "family='planar': expected one of 'diagonal', 'full', 'flow'"),
         ({"num_steps": 3}, "num_steps=3: method='sir' has no such option; leave it out"),
         ({"method": "hmc", "num_draws": 10, "num_chains": 4}, "num_draws=10: expected at least 16, 4 of each chain"),
         ({"method": "hmc", "num_chains": 0}, "num_chains=0: expected at least 1"),

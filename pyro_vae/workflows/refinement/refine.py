@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import ConfigError, require_count
+from ...errors import ConfigError, require_count, require_one_of
 from ...evidence.prior_check import second_opinion
 from ...ops.verdicts import Judgement
 from ...pairs.inputs import data_for
@@ -148,13 +148,11 @@ def refine(
 
 
 def _plan(method: str, num_particles: int, given: dict[str, Any]) -> Plan:
-    if method not in METHODS:
-        raise ConfigError(f"method={method!r}: expected one of {', '.join(METHODS)}")
+    require_one_of("method", method, METHODS)
     for name in given.keys() - _OPTIONS[method].keys():
         raise ConfigError(f"{name}={given[name]!r}: method={method!r} has no such option; leave it out")
     plan = Plan(num_particles=num_particles, **_NONE | _OPTIONS[method] | given)
-    if plan.family not in FAMILIES:
-        raise ConfigError(f"family={plan.family!r}: expected one of {', '.join(FAMILIES)}")
+    require_one_of("family", plan.family, FAMILIES)
     least = FEWEST * require_count("num_chains", plan.num_chains) if "num_chains" in _OPTIONS[method] else 1
     return Plan(
         num_draws=require_count("num_draws", plan.num_draws, least=least, why=_FEW if least > 1 else ""),
