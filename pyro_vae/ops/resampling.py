@@ -1,8 +1,8 @@
-r"""Resampling: which particles go on, so that their numbers are right on average."""
+r"""Systematic resampling of particles by their weights."""
 
 from __future__ import annotations
 
-__all__ = ["stratified", "systematic"]
+__all__ = ["systematic"]
 
 import torch
 from jaxtyping import Float, Int
@@ -10,14 +10,13 @@ from torch import Tensor
 
 
 def systematic(log_w: Float[Tensor, "particles batch"], num: int | None = None) -> Int[Tensor, "chosen batch"]:
-    r"""Indices of K draws from each datapoint's particles, by one uniform number and K equal steps.
-
-    K is ``num``, by default the number of particles.
+    r"""Return the indices of K particles of each datapoint, chosen by one uniform number U and K equal steps.
 
     .. math:: i_k = \min \{ i : C_i > (k - 1 + U) / K \}, \qquad C_i = \sum_{j \le i} \tilde w_j
 
-    A particle of normalised weight :math:`\tilde w` is drawn :math:`K \tilde w` times on average, and never a whole
-    time more or less. Datapoints draw separately; one whose weights are all zero keeps its particles.
+    K is ``num``, by default the number of particles. A particle of normalised weight :math:`\tilde w` is chosen
+    :math:`K \tilde w` times on average, and its count differs from that by less than one. Each datapoint has its own U;
+    one with all weights zero keeps its particles.
 
     References:
         | Comparison of Resampling Schemes for Particle Filtering (Douc et al., 2005)
@@ -28,26 +27,11 @@ def systematic(log_w: Float[Tensor, "particles batch"], num: int | None = None) 
         tensor([[0, 0],
                 [1, 0]])
     """
+    num = len(log_w) if num is None else num
     offset = torch.rand(1, log_w.shape[1], dtype=torch.float64, device=log_w.device)
-    return _indices(log_w, offset, len(log_w) if num is None else num)
-
-
-def stratified(log_w: Float[Tensor, "particles batch"]) -> Int[Tensor, "particles batch"]:
-    r"""As :func:`systematic`, with a uniform number for every step: counts within 2 of :math:`K \tilde w`.
-
-    Example:
-        >>> stratified(torch.tensor([[0.0, 1.0], [0.0, -torch.inf]]))
-        tensor([[0, 0],
-                [1, 0]])
-    """
-    offsets = torch.rand(log_w.shape, dtype=torch.float64, device=log_w.device)
-    return _indices(log_w, offsets, len(log_w))
-
-
-def _indices(log_w: Tensor, offsets: Tensor, num: int) -> Tensor:
     log_w = torch.where((log_w == -torch.inf).all(0), 0.0, log_w.double())
-    reached = torch.softmax(log_w, 0).cumsum(0)
-    reached = reached / reached[-1:]  # ends at 1 to the last digit, so that every place below 1 is inside
-    places = (torch.arange(num, dtype=torch.float64, device=log_w.device)[:, None] + offsets) / num
-    places = places.clamp(max=1 - 2**-53)
-    return torch.searchsorted(reached.T.contiguous(), places.T.contiguous(), right=True).T
+    cumulative = torch.softmax(log_w, 0).cumsum(0)
+    cumulative = cumulative / cumulative[-1:]  # ends at exactly 1, so that every level below 1 is reached
+    levels = (torch.arange(num, dtype=torch.float64, device=log_w.device)[:, None] + offset) / num
+    levels = levels.clamp(max=1 - 2**-53)
+    return torch.searchsorted(cumulative.T.contiguous(), levels.T.contiguous(), right=True).T
