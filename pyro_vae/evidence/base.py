@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..ops import verdicts
 from ..ops.verdicts import Judgement
 
 
@@ -53,15 +53,7 @@ class LogEvidence(NamedTuple):
             **{name: part[order] for name, part in whole._asdict().items() if isinstance(part, Tensor)},
         )
 
-    @property
-    def verdict(self) -> np.ndarray:
-        """Per datapoint ``"ok"``, ``"doubtful"`` or ``"unreliable"``."""
-        return self.judgement.verdict
-
-    @property
-    def reason(self) -> np.ndarray:
-        """Per datapoint why it is not ``"ok"``; an empty text where it is."""
-        return self.judgement.reason
+    verdict, reason = verdicts.verdict, verdicts.reason
 
     def share(self, verdict: Literal["ok", "doubtful", "unreliable"]) -> float:
         """The share of datapoints with this verdict."""

@@ -1,8 +1,13 @@
-r"""Whether a number may be believed: one verdict per datapoint, with its reason."""
+r"""Verdicts on whether a number may be believed, one per datapoint, with the reason.
+
+A result with a field ``judgement`` shows its verdicts and reasons by the properties that are defined here::
+
+    verdict, reason = verdicts.verdict, verdicts.reason
+"""
 
 from __future__ import annotations
 
-__all__ = ["Judgement", "judge", "largest_pareto_k"]
+__all__ = ["Judgement", "judge", "largest_pareto_k", "reason", "verdict"]
 
 import math
 from collections.abc import Sequence
@@ -15,19 +20,31 @@ from torch import Tensor
 
 
 class Judgement(NamedTuple):
-    """Arrays ``[batch]`` of text: the verdict, ``"ok"``, ``"doubtful"`` or ``"unreliable"``, and why (empty if ok)."""
+    """Arrays ``[batch]`` of strings: the verdict, ``"ok"``, ``"doubtful"`` or ``"unreliable"``, and its reason."""
 
     verdict: np.ndarray
     reason: np.ndarray
 
     @classmethod
     def joined(cls, parts: Sequence[Judgement]) -> Judgement:
-        """Of consecutive rows of the data."""
+        """Return the judgement on consecutive rows of the data, given that on each part."""
         return cls(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
+@property
+def verdict(result: Any) -> np.ndarray:
+    """The verdict on each datapoint, ``"ok"``, ``"doubtful"`` or ``"unreliable"``."""
+    return result.judgement.verdict
+
+
+@property
+def reason(result: Any) -> np.ndarray:
+    """The reason for each verdict; empty where it is ``"ok"``."""
+    return result.judgement.reason
+
+
 def largest_pareto_k(num_particles: int) -> float:
-    r"""The shape above which an estimate from S draws is not to be relied on, :math:`\min(1 - 1/\log_{10} S, 0.7)`.
+    r"""The tail shape above which an estimate from S draws is unreliable, :math:`\min(1 - 1/\log_{10} S, 0.7)`.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)  https://arxiv.org/abs/1507.02646
@@ -39,13 +56,11 @@ def largest_pareto_k(num_particles: int) -> float:
     return min(1 - 1 / math.log10(max(num_particles, 2)), 0.7)
 
 
-_DOUBTFUL_K = (
-    0.5  # beyond it the weights have no variance, and long before it is reached the sample variance is too small
-)
+_DOUBTFUL_K = 0.5  # above it the variance of the weights is infinite, and the sample variance is far too small
 _FEW, _VERY_FEW = 20, 5  # effective draws
-_SMALL = 100  # draws, whose largest do not yet tell the tail; unless they are as good as equal
-_EQUAL = 0.99  # effective draws to draws
-_LARGE_ERROR = 0.5  # nats; a delta-method error of more says little about the error below
+_SMALL = 100  # draws; fewer do not show the tail, unless their weights are nearly equal
+_EQUAL = 0.99  # ratio of effective draws to draws above which weights count as equal
+_LARGE_ERROR = 0.5  # nats; a larger delta-method error does not tell how much too low the value is
 
 
 def judge(
@@ -56,13 +71,14 @@ def judge(
     pareto_k: Float[Tensor, " batch"] | None = None,
     num_particles: Any = None,
 ) -> Judgement:
-    r"""What the estimate's own diagnostics say of each datapoint; the worst finding counts.
+    r"""Judge each datapoint by the diagnostics of its estimate; the worst of them decides.
 
-    ``unreliable``: no finite value, a tail shape k-hat above :func:`largest_pareto_k` of the number of draws (a rare
-    draw yet to come would change the value), or fewer than 5 effective draws. ``doubtful``: k-hat above 0.5 (the
-    standard error is too small), fewer than 20 effective draws that are less than half of all, fewer than 100 draws
-    with weights that are not as good as equal, or an error of more than 0.5 nats. Else ``ok``. What is nan or left out
-    is not judged by: without ``pareto_k`` (chains) few draws are no fault.
+    ``unreliable`` is a value that is not finite, a tail shape k-hat above :func:`largest_pareto_k` of the number of
+    draws (one more large weight would change the value), or an effective sample size below 5. ``doubtful`` is k-hat
+    above 0.5 (the standard error is too small), an effective sample size below 20 and below half the number of draws,
+    fewer than 100 draws unless their weights are nearly equal, or a standard error above 0.5 nats. Anything else is
+    ``ok``. A diagnostic that is nan or left out is ignored; without ``pareto_k``, as for chains, few draws are not
+    doubtful in themselves.
 
     Example:
         >>> one = torch.ones(1)
@@ -74,11 +90,11 @@ def judge(
     least = 0 if pareto_k is None else _SMALL
     ess, pareto_k = (nothing if part is None else part.double().cpu() for part in (ess, pareto_k))
     counts = torch.as_tensor(math.inf if num_particles is None else num_particles).cpu().expand(size).tolist()
-    found = [
+    rows = [
         _judge_one(*numbers, least)
         for numbers in zip(value.tolist(), stderr.tolist(), ess.tolist(), pareto_k.tolist(), counts, strict=True)
     ]
-    return Judgement(np.array([one[0] for one in found]), np.array([one[1] for one in found], dtype=object))
+    return Judgement(np.array([row[0] for row in rows]), np.array([row[1] for row in rows], dtype=object))
 
 
 def _judge_one(value: float, stderr: float, ess: float, pareto_k: float, count: float, least: int) -> tuple[str, str]:

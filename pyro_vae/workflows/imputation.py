@@ -7,7 +7,6 @@ __all__ = ["Imputation", "impute"]
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..data.arrays import as_mask, as_tensor
 from ..errors import ConfigError, PairError, require_count
 from ..models.incomplete import Incomplete
+from ..ops import verdicts
 from ..ops.pareto import pareto_k
 from ..ops.verdicts import Judgement
 from ..ops.weights import ess, quantile, weights_of
@@ -47,15 +47,7 @@ class Imputation(NamedTuple):
         judgement = Judgement.joined(found.pop("judgement"))
         return cls(**{name: torch.cat(part, int(name == "draws")) for name, part in found.items()}, judgement=judgement)
 
-    @property
-    def verdict(self) -> np.ndarray:
-        """``"ok"``, ``"doubtful"`` or ``"unreliable"``, per datapoint."""
-        return self.judgement.verdict
-
-    @property
-    def reason(self) -> np.ndarray:
-        """Why, per datapoint; empty if ok."""
-        return self.judgement.reason
+    verdict, reason = verdicts.verdict, verdicts.reason
 
     @property
     def mode(self) -> Tensor:

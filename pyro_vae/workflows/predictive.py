@@ -7,12 +7,12 @@ __all__ = ["Prediction", "posterior_predictive", "predict", "prior_predictive"]
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError, PairError, PyroVaeError, require_count
+from ..ops import verdicts
 from ..ops.pareto import pareto_k
 from ..ops.verdicts import Judgement
 from ..ops.weights import ess, weights_of
@@ -33,15 +33,7 @@ class Prediction(NamedTuple):
     pareto_k: Float[Tensor, " batch"]
     judgement: Judgement
 
-    @property
-    def verdict(self) -> np.ndarray:
-        """``"ok"``, ``"doubtful"`` or ``"unreliable"``, per datapoint."""
-        return self.judgement.verdict
-
-    @property
-    def reason(self) -> np.ndarray:
-        """Why, per datapoint; empty if ok."""
-        return self.judgement.reason
+    verdict, reason = verdicts.verdict, verdicts.reason
 
 
 def prior_predictive(model: Program, num: int, *, seed: int = 0) -> dict[str, Tensor]:
