@@ -1,4 +1,4 @@
-r"""Hamiltonian Monte Carlo for many chains at once: one transition, without memory of the ones before."""
+r"""Hamiltonian Monte Carlo for many chains at once; a transition keeps nothing but the state of the chains."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 class Evaluation(NamedTuple):
-    """What a log-density says at positions ``[particles, batch, dim]``."""
+    """A log-density and its gradient at positions ``[particles, batch, dim]``."""
 
     log_density: Float[Tensor, "particles batch"]
     gradient: Float[Tensor, "particles batch dim"]
     carried: tuple[Tensor, ...] = ()
-    """Whatever else is known there, each ``[particles, batch, ...]``: kept with the position, never computed twice."""
+    """Further values at the positions, each ``[particles, batch, ...]``; they stay with the position they belong to."""
 
 
 class State(NamedTuple):
-    """Where the chains are, and what the density was found to be there."""
+    """The positions of the chains, with the log-density and its gradient there."""
 
     position: Float[Tensor, "particles batch dim"]
     log_density: Float[Tensor, "particles batch"]
@@ -31,35 +31,35 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a transition did; no part of the chain."""
+    """The outcome of a transition, for diagnosis; the next transition does not need it."""
 
     accepted: Bool[Tensor, "particles batch"]
     acceptance: Float[Tensor, "particles batch"]
-    r"""The probability of accepting, :math:`\min(1, e^{-\Delta H})`; 0 for proposals that are not finite."""
+    r"""The probability of acceptance, :math:`\min(1, e^{-\Delta H})`; 0 for proposals that are not finite."""
 
 
 LogDensity = Callable[[Tensor], Evaluation]
 Kernel = Callable[..., tuple[State, Info]]
-"""One transition ``(state, *, step_size, scale, num_steps)``: exactly ``num_steps`` evaluations at all positions."""
+"""A transition ``(state, *, step_size, scale, num_steps)``, which evaluates all chains exactly ``num_steps`` times."""
 
 
 def init(position: Float[Tensor, "particles batch dim"], log_density_fn: LogDensity) -> State:
-    """The state of chains that start at ``position``: one evaluation."""
+    """Return the state of chains that start at ``position``, by one evaluation."""
     return State(position, *log_density_fn(position))
 
 
 def kernel(log_density_fn: LogDensity) -> Kernel:
-    r"""A transition that leaves a density unchanged, chain by chain.
+    r"""Return a transition that leaves a density invariant, for each chain separately.
 
     .. math:: H(u, v) = -\log \pi(u) + \tfrac12 \|v\|^2, \qquad
         v \leftarrow v + \tfrac{\epsilon}2\, s \nabla \log \pi(u), \quad u \leftarrow u + \epsilon\, s\, v, \quad
         v \leftarrow v + \tfrac{\epsilon}2\, s \nabla \log \pi(u)
 
-    Momenta are drawn anew from :math:`\mathcal N(0, I)`; the end of ``num_steps`` leapfrog steps is accepted with
-    probability :math:`\min(1, e^{-\Delta H})`, each chain by itself. The step size :math:`\epsilon` (a number,
-    ``[batch]`` or ``[particles, batch]``) and the scale s (``[batch, dim]``, or what broadcasts to it) may depend on
-    anything but where the chain is: that is what detailed balance rests on. A chain whose trajectory leaves the finite
-    numbers stays where it is.
+    Momenta are drawn afresh from :math:`\mathcal N(0, I)`, and each chain accepts the end of ``num_steps`` leapfrog
+    steps with probability :math:`\min(1, e^{-\Delta H})`. The step size :math:`\epsilon` (a number, ``[batch]`` or
+    ``[particles, batch]``) and the scale s (``[batch, dim]``, or a shape that broadcasts to it) may depend on anything
+    except the position of the chain: detailed balance requires this. A chain stays where it is if its trajectory
+    becomes infinite or NaN.
 
     References:
         | MCMC Using Hamiltonian Dynamics (Neal, 2011)  https://arxiv.org/abs/1206.1901
@@ -93,29 +93,29 @@ def jump(
     position: Float[Tensor, "proposals particles batch dim"],
     log_w: Float[Tensor, "several particles batch"],
 ) -> State:
-    r"""To one of N independent draws of a density r, wherever the chain is, or not at all: one evaluation.
+    r"""Move each chain to one of N independent draws from a density r, or leave it where it is; by one evaluation.
 
     .. math:: \Pr(k) = \frac{w_k}{\sum_{j=0}^N w_j}, \qquad w = \frac{\pi(u)}{r(u)}
 
-    with 0 for where the chain is: iterated sampling importance resampling. It leaves :math:`\pi` unchanged and goes
-    between modes that no trajectory connects, if r has some of its mass in each.
+    where :math:`k = 0` is the current position: iterated sampling importance resampling. The move leaves :math:`\pi`
+    invariant, and it connects modes that no trajectory connects if r has some of its mass in each of them.
 
     Arguments:
-        log_density_fn: Of :math:`\pi` and its gradient.
-        state: Where the chains are.
-        position: The draws of r.
-        log_w: Up to a constant for each chain, the log-weights: first that of the state, then those of the draws.
+        log_density_fn: The log-density :math:`\log \pi` and its gradient.
+        state: The current state of the chains.
+        position: The draws from r.
+        log_w: The log-weights, up to a constant for each chain: first that of the state, then those of the draws.
 
     References:
         | Particle Markov Chain Monte Carlo Methods (Andrieu et al., 2010)
         | https://doi.org/10.1111/j.1467-9868.2009.00736.x
         | Local-Global MCMC Kernels: The Best of Both Worlds (Samsonov et al., 2022)  https://arxiv.org/abs/2111.02702
     """
-    known = torch.where(log_w.isnan(), -torch.inf, log_w)
-    gumbel = -torch.empty_like(known).exponential_().log()
-    chosen = (known + gumbel).argmax(0)
-    there = torch.cat([state.position[None], position]).gather(0, chosen[None, ..., None].expand_as(position[:1]))[0]
-    return _where(chosen > 0, init(there, log_density_fn), state)
+    log_w = torch.where(log_w.isnan(), -torch.inf, log_w)
+    gumbel = -torch.empty_like(log_w).exponential_().log()
+    chosen = (log_w + gumbel).argmax(0)
+    end = torch.cat([state.position[None], position]).gather(0, chosen[None, ..., None].expand_as(position[:1]))[0]
+    return _where(chosen > 0, init(end, log_density_fn), state)
 
 
 def leapfrog(
@@ -126,13 +126,13 @@ def leapfrog(
     stride: Float[Tensor, "..."],
     num_steps: int,
 ) -> tuple[State, Float[Tensor, "particles batch dim"]]:
-    r"""The end of a trajectory of steps :math:`\epsilon\, s` and its momentum, which is nan where it broke off."""
+    r"""Return the end of a trajectory of steps :math:`\epsilon\, s` and its momentum, nan where it diverged."""
     for _ in range(num_steps):
         momentum = momentum + 0.5 * stride * state.gradient
         moved = state.position + stride * momentum
-        whole = moved.isfinite().all(-1, keepdim=True)  # densities are not asked about positions that are no numbers
-        momentum = torch.where(whole, momentum, torch.nan)
-        position = torch.where(whole, moved, state.position)
+        finite = moved.isfinite().all(-1, keepdim=True)  # the density is evaluated at finite positions only
+        momentum = torch.where(finite, momentum, torch.nan)
+        position = torch.where(finite, moved, state.position)
         state = State(position, *log_density_fn(position))
         momentum = momentum + 0.5 * stride * state.gradient
     return state, momentum

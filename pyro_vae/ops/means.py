@@ -1,4 +1,4 @@
-"""A mean over datapoints, with its two errors."""
+"""The mean over datapoints, with its two standard errors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 
 
 class Mean(NamedTuple):
-    """A mean over datapoints, float64, with two standard errors that are never mixed."""
+    """The mean over datapoints, in float64, with two standard errors that are never mixed."""
 
     value: Float[Tensor, "*part"]
     monte_carlo_error: Float[Tensor, "*part"]
-    """From the draws, for these datapoints."""
+    """The standard error due to the draws, for these datapoints."""
     test_set_error: Float[Tensor, "*part"]
-    """From which datapoints there are; nan for a single one."""
+    """The standard error due to the choice of datapoints; nan for a single one."""
 
     @classmethod
     def of(cls, values: Float[Tensor, "batch *part"], stderr: Float[Tensor, "batch *part"]) -> Mean:
-        """From one value per datapoint and the Monte-Carlo standard error of each.
+        """Return the mean of one value per datapoint, given the Monte-Carlo standard error of each.
 
         Example:
             >>> Mean.of(torch.tensor([1.0, 3.0]), torch.tensor([0.3, 0.4])).value

@@ -1,4 +1,4 @@
-r"""The density of every value under every one of many distributions, as matrix products where there is a form."""
+r"""The log-density of every value under every distribution of a batch, by matrix products where a formula exists."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn.functional import softplus
 
-_MOST_SQUARES = 1e6  # a sum of squares this large, taken apart, has lost 1e-9 nats to rounding
+_MOST_SQUARES = 1e6  # when (x - loc)^2 is expanded, a sum of squares this large has lost 1e-9 nats to rounding
 
 
 def pairwise_log_prob(fn: Any, values: Tensor, *, max_bytes: int = 2**26) -> Float[Tensor, "nodes rows"]:
-    r""":math:`\log p_n(x_b)` in float64, for a batch of distributions and a batch of values.
+    r"""Return :math:`\log p_n(x_b)` in float64, for a batch of distributions and a batch of values.
 
-    Independent Bernoulli and Gaussian dimensions are sums of products, which one matrix product does for all pairs:
+    For independent Bernoulli or Gaussian dimensions one matrix product computes the sums over dimensions for all pairs:
 
     .. math:: \sum_d x_{bd} \ell_{nd} - \log(1 + e^{\ell_{nd}}), \qquad
         -\tfrac12 \sum_d \frac{x_{bd}^2 - 2 x_{bd} \mu_{nd} + \mu_{nd}^2}{\sigma_{nd}^2} + \log 2 \pi \sigma_{nd}^2
 
-    Others are asked for ``log_prob``, block by block of about ``max_bytes``.
+    For any other distribution ``log_prob`` is called on blocks of about ``max_bytes``.
 
     Arguments:
         fn: A distribution of batch shape ``[nodes]``.
@@ -35,20 +35,15 @@ def pairwise_log_prob(fn: Any, values: Tensor, *, max_bytes: int = 2**26) -> Flo
         >>> pairwise_log_prob(torch.distributions.Independent(fn, 1), torch.zeros(5, 2))[0, 0]
         tensor(-1.8379, dtype=torch.float64)
     """
-    base, nodes = _within(fn), fn.batch_shape[0]
-    found = None
+    base, nodes, log_prob = fn, fn.batch_shape[0], None
+    while isinstance(base, Independent):
+        base = base.base_dist
     if isinstance(base, Bernoulli):
-        found = _bernoulli(base.logits.double().reshape(nodes, -1), values.double().reshape(len(values), -1))
+        log_prob = _bernoulli(base.logits.double().reshape(nodes, -1), values.double().reshape(len(values), -1))
     elif isinstance(base, Normal):
         loc, scale = (part.double().reshape(nodes, -1) for part in (base.loc, base.scale))
-        found = _normal(loc, scale, values.double().reshape(len(values), -1))
-    return _by_broadcasting(fn, values, max_bytes) if found is None else found
-
-
-def _within(fn: Any) -> Any:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
+        log_prob = _normal(loc, scale, values.double().reshape(len(values), -1))
+    return _by_broadcasting(fn, values, max_bytes) if log_prob is None else log_prob
 
 
 def _bernoulli(logits: Float[Tensor, "nodes data"], x: Float[Tensor, "rows data"]) -> Float[Tensor, "nodes rows"]:
@@ -58,7 +53,7 @@ def _bernoulli(logits: Float[Tensor, "nodes data"], x: Float[Tensor, "rows data"
 def _normal(
     loc: Float[Tensor, "nodes data"], scale: Float[Tensor, "nodes data"], x: Float[Tensor, "rows data"]
 ) -> Float[Tensor, "nodes rows"] | None:
-    """None where the squares are so large that their difference would be of rounding."""
+    """Return the log-densities, or None if the squares are so large that rounding would dominate their difference."""
     centre = x.mean(0)
     x, loc, precision = x - centre, loc - centre, scale**-2
     squares = precision @ (x * x).T
@@ -69,6 +64,6 @@ def _normal(
 
 
 def _by_broadcasting(fn: Any, values: Tensor, max_bytes: int) -> Float[Tensor, "nodes rows"]:
-    copies = 4  # of one number for each node and entry
+    copies = 4  # temporaries, each with one number per node, row and entry
     size = max(1, max_bytes // (8 * copies * fn.batch_shape[0] * max(1, values[0].numel())))
     return torch.cat([fn.log_prob(part[:, None]).double() for part in values.split(size)]).T

@@ -1,4 +1,4 @@
-r"""The tail of a set of importance weights: its shape, and a smoother version of it."""
+r"""The tail of a set of importance weights: its shape k-hat, and its smoothed version."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_FEWEST = 5  # exceedances; a fit to fewer says nothing
-_ROUNDING = 1e-4  # in units of the largest weight: what single precision leaves of weights that are all equal
-_SMALLEST = 1e-300  # in the same units: what 700 nats below the largest weight becomes
-_MOST_ELEMENTS = 2**20  # of the largest temporary
+_FEWEST = 5  # exceedances that a fit needs
+_ROUNDING = 1e-4  # relative to the largest weight: how far single precision sets equal weights apart
+_SMALLEST = 1e-300  # relative to the largest weight: the least excess, since weights 700 nats below it underflow
+_MOST_ELEMENTS = 2**20  # in the largest temporary
 
 
 class Fit(NamedTuple):
-    """A generalised Pareto distribution: shape k and scale sigma."""
+    """A generalised Pareto distribution with shape k and scale sigma."""
 
     k: Float[Tensor, "*batch"]
     sigma: Float[Tensor, "*batch"]
 
 
 def tail_size(num_particles: int) -> int:
-    r"""How many of S weights make the tail, :math:`\lceil \min(S / 5,\, 3 \sqrt S) \rceil`.
+    r"""The number of weights in the tail of S weights, :math:`\lceil \min(S / 5,\, 3 \sqrt S) \rceil`.
 
     Example:
         >>> tail_size(100), tail_size(10_000)
@@ -35,11 +35,11 @@ def tail_size(num_particles: int) -> int:
 
 
 def fit_generalized_pareto(exceedances: Float[Tensor, "tail *batch"]) -> Fit:
-    r"""Fit :math:`P(X > x) = (1 + k x / \sigma)^{-1/k}` to exceedances over a threshold, sorted upwards.
+    r"""Fit :math:`P(X > x) = (1 + k x / \sigma)^{-1/k}` to exceedances over a threshold, in increasing order.
 
-    The empirical Bayes estimate of Zhang & Stephens, with the shape drawn towards 1/2 as by ten observations, which
-    steadies it when there are few. Defined at every edge: ``k`` is nan where fewer than 5 are above zero or one is not
-    finite, and minus infinity where all are zero (nothing exceeds anything: as light as a tail can be).
+    This is the empirical Bayes estimate of Zhang & Stephens, with the shape shrunk towards 1/2 by a prior worth ten
+    observations, which stabilises short tails. ``k`` is nan where fewer than 5 exceedances are above zero or one is not
+    finite, and minus infinity where all are zero, the lightest tail possible.
 
     References:
         | A New and Efficient Estimation Method for the Generalized Pareto Distribution (Zhang & Stephens, 2009)
@@ -63,10 +63,10 @@ def fit_generalized_pareto(exceedances: Float[Tensor, "tail *batch"]) -> Fit:
 
 
 def _fit(x: Float[Tensor, "tail batch"]) -> Fit:
-    num, largest = (x != 0).sum(0), x[-1]  # those that are tied with the threshold do not exceed it
+    num, largest = (x != 0).sum(0), x[-1]  # weights tied with the threshold do not exceed it
     scaled = x / largest
-    place = (len(x) - num + (num / 4 + 0.5).long() - 1).clamp(min=0)
-    quartile = scaled.gather(0, place[None])[0].clamp(min=_SMALLEST)
+    index = (len(x) - num + (num / 4 + 0.5).long() - 1).clamp(min=0)
+    quartile = scaled.gather(0, index[None])[0].clamp(min=_SMALLEST)
     count = 30 + math.isqrt(len(x))
     grid = 1 - (count / (torch.arange(1, count + 1, dtype=x.dtype, device=x.device) - 0.5)).sqrt()
     theta = 1 + grid[:, None] / (3 * quartile)  # the prior's quantiles, "candidates batch"
@@ -76,14 +76,14 @@ def _fit(x: Float[Tensor, "tail batch"]) -> Fit:
     k = _shape(best, scaled, num)[0]
     sigma = -k / best[0] * largest
     k = torch.where(num < _FEWEST, torch.nan, (num * k + 10 * 0.5) / (num + 10))
-    flat = largest == 0
-    return Fit(torch.where(flat, -torch.inf, k), torch.where(flat, 0.0, sigma))
+    no_tail = largest == 0
+    return Fit(torch.where(no_tail, -torch.inf, k), torch.where(no_tail, 0.0, sigma))
 
 
 def _shape(
     theta: Float[Tensor, "candidates batch"], x: Float[Tensor, "tail batch"], num: Int[Tensor, " batch"]
 ) -> Float[Tensor, "candidates batch"]:
-    """The likeliest shape for each of the candidates."""
+    """Return the maximum-likelihood shape for each candidate."""
     return torch.log1p(-theta[:, None] * x).sum(1) / num
 
 
@@ -91,11 +91,12 @@ def smooth_tail(tail: Float[Tensor, "tail *batch"], threshold: Float[Tensor, "*b
     r"""Replace the largest log-weights by the expected order statistics of the fitted distribution.
 
     Arguments:
-        tail: The largest log-weights, sorted downwards.
-        threshold: The next one.
+        tail: The largest log-weights, in decreasing order.
+        threshold: The next largest log-weight.
 
-    Returns the smoothed log-weights, sorted downwards and nowhere above the largest raw one, and k-hat. Where there is
-    no fit the tail stays as it is, and so do weights that are tied with the threshold.
+    Returns:
+        The smoothed log-weights, in decreasing order and never above the largest raw one, and k-hat. A tail that cannot
+        be fitted stays as it is, and so do weights that are tied with the threshold.
     """
     tail, threshold = tail.double(), threshold.double()
     if not len(tail):
@@ -103,8 +104,8 @@ def smooth_tail(tail: Float[Tensor, "tail *batch"], threshold: Float[Tensor, "*b
     top = tail[0]
     base = torch.exp(threshold - top)
     excess = torch.exp(tail - top) - base
-    vanished = (base == 0) & (tail > threshold)  # or may have, next to the largest weight
-    excess = torch.where(vanished, excess.clamp(min=_SMALLEST), excess)
+    underflow = (base == 0) & (tail > threshold)  # next to the largest weight these may have become zero
+    excess = torch.where(underflow, excess.clamp(min=_SMALLEST), excess)
     excess = torch.where(excess[0] < _ROUNDING, 0.0, excess)
     fit, num = fit_generalized_pareto(excess.flip(0)), (excess != 0).sum(0)
     k, sigma = fit.k[None], fit.sigma[None]
@@ -120,9 +121,9 @@ def smooth(
 ) -> tuple[Float[Tensor, "particles *batch"], Float[Tensor, "*batch"]]:
     r"""Pareto-smoothed log-weights, and the tail shape k-hat of each datapoint.
 
-    For k-hat below 1/2 the weights have a variance; above about 0.7 no practical number of draws is enough. Its own
-    standard deviation is about :math:`(1 + k) / \sqrt M` with M the size of the tail (:func:`tail_size`), so a flag per
-    datapoint wants ten thousand draws.
+    Weights with k-hat below 1/2 have a finite variance; above about 0.7 no practical number of draws is enough. The
+    standard deviation of k-hat is about :math:`(1 + k) / \sqrt M`, where M is the size of the tail (:func:`tail_size`),
+    so a decision for each datapoint takes ten thousand draws.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)  https://arxiv.org/abs/1507.02646

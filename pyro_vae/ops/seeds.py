@@ -1,4 +1,4 @@
-"""A seed that stays inside: draws depend on it alone and the caller's generators are left as they were."""
+"""Seeds for a block of code: its draws depend on the seed alone, and the caller's generators keep their state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import require_whole
 
 @contextmanager
 def forked() -> Iterator[None]:
-    """Run the body; afterwards torch's generators are where they were."""
+    """Run the body, then restore the state of torch's generators."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         yield
@@ -24,9 +24,9 @@ def forked() -> Iterator[None]:
 
 @contextmanager
 def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
-    """Run the body with torch's generators seeded from ``seed``; afterwards they are where they were.
+    """Run the body with torch's generators seeded from ``seed``, then restore their state.
 
-    Several parts make independent streams, e.g. ``seeded(seed, "epoch", 3)``.
+    Further parts give independent streams, for example ``seeded(seed, "epoch", 3)``.
 
     Example:
         >>> before = torch.get_rng_state()
