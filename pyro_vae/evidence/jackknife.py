@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError, require_count
 from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
+from ..ops.weights import jackknife_coefficients
 from ..pairs.traces import Program
 from .base import LogEvidence
 from .from_weights import Estimate, from_weights
@@ -83,18 +84,18 @@ def jackknife(
 
 
 def _first_order(weights: TailMoments, smoothed: Float[Tensor, "tail batch"]) -> Estimate:
-    moments, one = weights.log_moments, _Parts.of(weights)
-    count = one.total
-    step = math.log(count / (count - 1)) + one.without_one()
-    return Estimate(moments.log_mean - (count - 1) * step, moments.stderr)
+    moments, parts = weights.log_moments, _Parts.of(weights)
+    count, (_, c_1) = parts.total, jackknife_coefficients(parts.total, 1)
+    one = math.log(count / (count - 1)) + parts.without_one()
+    return Estimate(moments.log_mean + c_1 * one, moments.stderr)  # as the coefficients sum to 1
 
 
 def _second_order(weights: TailMoments, smoothed: Float[Tensor, "tail batch"]) -> Estimate:
     moments, parts = weights.log_moments, _Parts.of(weights)
-    count = parts.total
+    count, (_, c_1, c_2) = parts.total, jackknife_coefficients(parts.total, 2)
     one = math.log(count / (count - 1)) + parts.without_one()
     two = math.log(count / (count - 2)) + parts.without_two()
-    return Estimate(moments.log_mean - (count - 1) ** 2 * one + (count - 2) ** 2 / 2 * two, moments.stderr)
+    return Estimate(moments.log_mean + c_1 * one + c_2 * two, moments.stderr)
 
 
 class _Parts(NamedTuple):
