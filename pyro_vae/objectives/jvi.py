@@ -18,10 +18,12 @@ class JVI(Objective):
 
     .. math:: \hat L^J_m = \sum_{j=0}^m (-1)^j \frac{(K - j)^m}{(m - j)!\, j!} \hat L_{K-j}
 
-    with :math:`\hat L_{K-j}` the mean importance-weighted bound over all subsets of :math:`K - j` particles. The bias
-    falls from :math:`O(K^{-1})` to :math:`O(K^{-m-1})` and may have either sign: **not a bound**. Nor is anything above
-    it, so that a pair which follows it learns to spread its weights: with one weight far above the others the value
-    grows without limit. So it is reported, and what is followed is the importance-weighted bound of the same particles.
+    where :math:`\hat L_{K-j}` is the mean importance-weighted bound over all subsets of :math:`K - j` particles, as
+    :func:`pyro_vae.weights.jackknife` computes it; :func:`pyro_vae.evidence.jackknife` streams it for evaluation. The
+    bias falls from :math:`O(K^{-1})` to :math:`O(K^{-m-1})` and may have either sign, so this is **not a bound**. Its
+    value grows without limit when one weight is far above the others, and a pair that maximised it would learn to
+    spread its weights. So the value is reported, while the gradient is that of the importance-weighted bound of the
+    same particles.
 
     References:
         | Debiasing Evidence Approximations (Nowozin, 2018)  https://openreview.net/forum?id=HyZoi-WRb
