@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import data
 from ..errors import ConfigError
-from ..models.base import Pair
+from ..models.base import BaseVAE
 from ..models.presets import burda_two_layer_vae, burda_vae, conv_vae, mlp_vae
 from ..models.priors import VampPrior
 from ..objectives import ELBO, IWAE, BetaVAE, Objective, Renyi, ReweightedWakeSleep
@@ -42,7 +42,7 @@ def split(config: TrainConfig, source: data.Dataset) -> Split:
     return train, held_out, presented(source.x_test, once, 0)[:], source.y_test
 
 
-def build(config: TrainConfig, x_train: data.Pixels) -> Pair:
+def build(config: TrainConfig, x_train: data.Pixels) -> BaseVAE:
     """The untrained model; its decoder starts at the mean of the training images."""
     assert config.latent_dim is not None
     shape, mean, latent_dim = x_train.shape, x_train.mean, config.latent_dim

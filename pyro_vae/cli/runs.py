@@ -32,7 +32,7 @@ from ..data.arrays import find_device
 from ..data.files import replace_file
 from ..errors import CheckpointError, ConfigError, require_count
 from ..evidence import ESTIMATORS, Proposal, quadrature
-from ..models.base import Pair
+from ..models.base import BaseVAE
 from ..ops.seeds import seeded
 from ..training.checkpoint import load, save
 from ..training.fit import fit
@@ -165,7 +165,7 @@ def compare_run(
     return found, protocol(config, x_test)
 
 
-def loaded(folder: str | Path, data_dir: str | None, num_images: int | None) -> tuple[TrainConfig, Pair, Tensor]:
+def loaded(folder: str | Path, data_dir: str | None, num_images: int | None) -> tuple[TrainConfig, BaseVAE, Tensor]:
     """A run's configuration, its model, and (the first so many of) its test images."""
     config, vae = load_run(folder)
     _, _, x_test, _ = split(config, data.load(config.dataset, data_dir=data_dir or config.data_dir))
@@ -196,7 +196,7 @@ def plot_run(folder: str | Path, *, views: Sequence[str] | None = None, data_dir
     return draw(Scene(config, vae, epochs, x_train, x_test, y_test), folder, views)
 
 
-def load_run(folder: str | Path) -> tuple[TrainConfig, Pair]:
+def load_run(folder: str | Path) -> tuple[TrainConfig, BaseVAE]:
     """A run's configuration and trained model."""
     config = _config(folder)
     path = Path(folder) / _MODEL

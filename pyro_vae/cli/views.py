@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 
 from .. import data, diagnostics, plot
 from ..errors import ConfigError
-from ..models.base import Pair
+from ..models.base import BaseVAE
 from ..models.priors import StandardNormal
 from ..ops.seeds import seeded
 from ..training.state import Epoch
@@ -28,7 +28,7 @@ class Scene(NamedTuple):
     """What there is to look at: a trained model, how it was trained, and the data."""
 
     config: TrainConfig
-    vae: Pair
+    vae: BaseVAE
     epochs: list[Epoch]
     x_train: data.Pixels
     x_test: Tensor

@@ -1,8 +1,8 @@
-r"""What every autoencoder of ours is: networks, a likelihood, and the Pyro functions that use them."""
+r"""The base class of the autoencoders: networks, a likelihood, and the Pyro functions that use them."""
 
 from __future__ import annotations
 
-__all__ = ["Pair"]
+__all__ = ["BaseVAE"]
 
 from functools import partial
 from typing import Any, ClassVar
@@ -21,38 +21,38 @@ from .posteriors import Posterior
 from .priors import Prior
 
 
-class Pair(nn.Module):
+class BaseVAE(nn.Module):
     """A module that owns its networks, with the Pyro functions :meth:`model` and :meth:`guide`.
 
     Arguments:
-        likelihood: A module that turns the decoder's output into p(x | z), see :mod:`pyro_vae.likelihoods`.
+        likelihood: A module that maps the decoder's output to p(x | z), see :mod:`pyro_vae.likelihoods`.
         name: The prefix of the parameters in Pyro's store.
     """
 
     prior: Prior
     guided_by: ClassVar[tuple[str, ...]]
-    """The names of the parts whose parameters are the guide's; all others are the model's."""
+    """The names of the parts with the guide's parameters; all other parameters are the model's."""
 
     def __init__(self, likelihood: Likelihood, name: str) -> None:
         super().__init__()
         self.likelihood = likelihood
         self.name = name
         self.recipe: dict[str, Any] | None = None
-        """The preset and its arguments, when a preset made this pair: what a checkpoint needs to build it again."""
+        """The preset that built this VAE, and its arguments, from which a checkpoint rebuilds it; None without one."""
 
     def model(self, x: Any = None, num: int | None = None, *, mask: Any = None) -> Tensor:
-        """The Pyro program of p(z) and p(x | z) in the plate ``data``; with ``x=None`` it generates ``num``.
+        """The Pyro program of p(z) and p(x | z) in the plate ``data``; ``x=None`` generates ``num`` datapoints.
 
-        ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
+        ``mask``, ``[n, *data_shape]``, is true where x is observed; only those entries enter the likelihood.
         """
         raise NotImplementedError
 
     def guide(self, x: Any, *, mask: Any = None) -> Tensor:
-        """The Pyro program of q(z | x) in the plate ``data``, of the entries of x where ``mask`` is true."""
+        """The Pyro program of q(z | x) in the plate ``data``, given the entries of x where ``mask`` is true."""
         raise NotImplementedError
 
     def encode(self, x: Any, *, mask: Any = None) -> Distribution:
-        """q(z | x) of the z that the decoder reads, batch ``[*lead]``, of the entries of x where ``mask`` is true."""
+        """q(z | x) of the z that the decoder takes, batch ``[*lead]``, given the entries where ``mask`` is true."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Distribution:
@@ -60,35 +60,35 @@ class Pair(nn.Module):
         raise NotImplementedError
 
     def sample_latents(self, num: int) -> Tensor:
-        """Ancestral draws ``[num, *]`` of the z that the decoder reads."""
+        """Ancestral draws ``[num, latent_dim]`` of the z that the decoder takes."""
         raise NotImplementedError
 
     def from_normal(self, noise: dict[str, Tensor]) -> Tensor:
-        """The z that the decoder reads, as a function of standard normal values ``[*lead, latent_dim]`` for each site.
+        """The z that the decoder takes, as a function of standard normal values ``[*lead, latent_dim]`` for each site.
 
         Errors:
-            ConfigError: for a prior that is no such function.
+            ConfigError: for a prior other than N(0, I).
         """
         raise NotImplementedError
 
     def run_at_means(self, x: Tensor) -> None:
-        """Run all networks on data, every latent variable at its posterior mean."""
+        """Run all networks on data, with every latent variable at its posterior mean."""
         raise NotImplementedError
 
     @property
     def families(self) -> dict[str, tuple[nn.Module, ...]]:
-        """Site name -> the modules that make its distributions."""
+        """The modules that return the distributions of each site, by site name."""
         raise NotImplementedError
 
     @property
     def latent_dims(self) -> dict[str, int]:
-        """Latent site name -> the number of its dimensions."""
+        """The number of dimensions of each latent site, by site name."""
         raise NotImplementedError
 
     @property
     def takes_particles(self) -> bool:
-        """Whether particles are known to be computed one by one; parts that were made elsewhere have to be asked."""
-        parts = [self, *(part for made in self.families.values() for part in made)]
+        """Whether the programs are known to treat each particle separately; parts from elsewhere have to be probed."""
+        parts = [self, *(module for modules in self.families.values() for module in modules)]
         return all(type(part).__module__.startswith(f"{__package__}.") for part in parts)
 
     @property
@@ -98,32 +98,32 @@ class Pair(nn.Module):
 
     @torch.no_grad()
     def sample(self, num: int) -> Tensor:
-        """Ancestral samples ``[num, *data_shape]``: z from the prior, x from p(x | z)."""
+        """Draw ancestral samples ``[num, *data_shape]``: z from the prior, x from p(x | z)."""
         with evaluating(self):
             return self.decode(self.sample_latents(require_count("num", num))).sample()
 
     @torch.no_grad()
     def reconstruct(self, x: Any) -> Tensor:
-        """The mean image E[x | z] at the posterior mean z = E[z | x], of the shape of ``x``."""
+        """Return the mean E[x | z] at the posterior mean z = E[z | x], in the shape of ``x``."""
         with evaluating(self):
             return self.decode(self.encode(x).mean).mean
 
     @torch.no_grad()
     def clamped_scales(self, x: Any) -> dict[str, int]:
-        """Site name -> how many scales are at their bounds, with all latents at their means: ``{"z": ..., "x": ...}``.
+        """Count the scales at their bounds by site, ``{"z": ..., "x": ...}``, with all latent variables at their means.
 
-        Anything above 0 deserves a look.
+        Any count above 0 deserves a look.
         """
         x, _ = self._checked(x, batch=True)
-        held = dict.fromkeys(self.families, 0)
+        counts = dict.fromkeys(self.families, 0)
 
-        def note(site: str, part: Any, args: tuple) -> None:
-            held[site] += int(part.hits(*args))
+        def count(site: str, part: Any, args: tuple) -> None:
+            counts[site] += int(part.hits(*args))
 
         hooks = [
-            part.register_forward_pre_hook(partial(note, site))
-            for site, made in self.families.items()
-            for part in made
+            part.register_forward_pre_hook(partial(count, site))
+            for site, parts in self.families.items()
+            for part in parts
             if isinstance(part, (Posterior, Likelihood))
         ]
         try:
@@ -133,18 +133,18 @@ class Pair(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return held
+        return counts
 
     def _distribution(
         self, net: nn.Module, value: Tensor, shape: tuple[Any, ...], family: Any, mask: Tensor | None = None
     ) -> Any:
-        """What ``family`` makes of the network's output at values ``[*lead, *shape]``, which it sees as one batch.
+        """Run a network on values ``[*lead, *shape]``, folded into one batch, and return ``family`` of its output.
 
         Sizes are numbers, or tensors while Pyro compiles a model.
         """
         lead = value.shape[: value.ndim - len(shape)]
-        seen = [part.reshape(-1, *shape) for part in (value, mask) if part is not None]
-        params = net(*seen if isinstance(net, TakesMask) else seen[:1])
+        inputs = [part.reshape(-1, *shape) for part in (value, mask) if part is not None]
+        params = net(*inputs if isinstance(net, TakesMask) else inputs[:1])
         if params[:1].numel() != torch.Size(family.param_shape).numel() and lead.numel():
             name = next(name for name, part in self.named_modules() if part is net)
             raise ShapeError(
@@ -153,19 +153,19 @@ class Pair(nn.Module):
         return family(params.reshape(*lead, *family.param_shape))
 
     def _observed(self, x: Any, num: int | None, mask: Any) -> tuple[Tensor | None, int, Tensor | None]:
-        """What a model observes, of how many datapoints (generated: one unless asked for more), and its mask."""
+        """Return the data that a model observes, the number of datapoints (1 by default without data) and the mask."""
         if x is None:
             return None, 1 if num is None else require_count("num", num), None
         x, mask = self._checked(x, mask, batch=True)
         if num is not None and require_count("num", num) != len(x):
-            raise ConfigError(f"num={num}: expected nothing beside x, whose {len(x)} datapoints are observed")
+            raise ConfigError(f"num={num}: found {len(x)} datapoints in x: leave num out, or pass x=None to generate")
         return x, len(x), mask
 
     def _checked(self, x: Any, mask: Any = None, *, batch: bool = False) -> tuple[Tensor, Tensor | None]:
-        """``x`` as a floating tensor of the module's dtype and device, its shape and range checked, and its mask.
+        """Return ``x`` as a checked floating tensor of the module's dtype and device, and its mask.
 
-        What is not observed is zero; where all of it is, there is no mask. ``batch`` asks for exactly one leading
-        dimension: any other would broadcast against the data plate.
+        Entries that are not observed become zero; a mask that is true everywhere becomes None. ``batch`` requires
+        exactly one leading dimension, because others would broadcast against the data plate.
         """
         x = as_tensor(x)
         ndim = len(self.data_shape)
@@ -185,7 +185,7 @@ class Pair(nn.Module):
         return x, mask
 
     def _register(self, *, guide: bool) -> None:
-        """Register the guide's or all other parameters with Pyro, and make sure that Pyro holds *these* ones."""
+        """Register the guide's or the model's parameters with Pyro, and require that its store holds *these* ones."""
         if not registering():
             return
         for name, parameter in self.named_parameters():
@@ -196,7 +196,7 @@ class Pair(nn.Module):
                 parameter.data = parameter.data.contiguous()
             if pyro.param(full, parameter) is not parameter:
                 raise StaleParamStoreError(
-                    f"Pyro's parameter store already holds {full!r} of another module, which would be trained in "
-                    f"this one's place: give this VAE its own name (name=...), or run it in "
+                    f"Pyro's parameter store already holds {full!r} of another module, which would be trained instead "
+                    "of this one: give this VAE its own name (name=...), or run it in "
                     "`with pyro.get_param_store().scope():`"
                 )

@@ -1,4 +1,4 @@
-r"""A trained decoder as the prior of something else: one primitive in any Pyro model."""
+r"""A trained decoder as a prior over fields, in one call inside any Pyro model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..errors import ConfigError, ShapeError
-from .base import Pair
+from .base import BaseVAE
 
 
 class DecoderPrior:
-    """What :func:`decoder_prior` returns: called inside a Pyro model, it draws a field."""
+    """A frozen decoder that draws a field when it is called inside a Pyro model; see :func:`decoder_prior`."""
 
-    def __init__(self, vae: Pair, name: str) -> None:
+    def __init__(self, vae: BaseVAE, name: str) -> None:
         self.name = name
         self._frozen = copy.deepcopy(vae).eval().requires_grad_(False)
         like = next(self._frozen.parameters())
         self._zeros = {site: like.new_zeros(size) for site, size in self._frozen.latent_dims.items()}
-        self._frozen.from_normal(self._zeros)  # or it is said now why there is none
+        self._frozen.from_normal(self._zeros)  # refuses a prior other than N(0, I) at once
 
     def __call__(self) -> Tensor:
-        r"""The field :math:`\mathbb E[x \mid z]`, ``[*plates, *data_shape]``, with its noise as sites ``name/...``."""
+        r"""Draw the field :math:`\mathbb E[x \mid z]`, ``[*plates, *data_shape]``, with noise sites ``name/...``."""
         noise = {
             site: pyro.sample(f"{self.name}/{site}", dist.Normal(zero, 1.0).to_event(1))
             for site, zero in self._zeros.items()
@@ -37,7 +37,7 @@ class DecoderPrior:
         """p(x | z) at standard normal values ``[*lead, latent_dim]`` for each latent site, event ``data_shape``.
 
         Errors:
-            ShapeError: for other sites or sizes than the VAE's, which are those that the draws of ``name/...`` have.
+            ShapeError: for sites or sizes other than those of the VAE, which the draws ``name/...`` have.
         """
         sizes = self._frozen.latent_dims
         found = {site: tuple(value.shape) for site, value in noise.items()} if isinstance(noise, dict) else type(noise)
@@ -48,23 +48,23 @@ class DecoderPrior:
         return self._frozen.decode(self._frozen.from_normal(noise))
 
 
-def decoder_prior(vae: Pair, *, name: str = "field") -> DecoderPrior:
+def decoder_prior(vae: BaseVAE, *, name: str = "field") -> DecoderPrior:
     r"""A trained decoder as a prior over fields, such as images or functions, inside any Pyro model.
 
     .. math:: \varepsilon \sim \mathcal N(0, I), \qquad f = \mathbb E[x \mid z(\varepsilon)]
 
-    The decoder is a copy, frozen and in evaluation mode: nothing is registered with Pyro, nothing trains it, and
-    training the VAE further does not change it. Its noise is white, the site ``name/z`` (of layers ``name/z1``,
+    The decoder is a copy, frozen and in evaluation mode: it is not registered with Pyro and never trained, and further
+    training of the VAE does not change it. Its noise is white, the site ``name/z`` (for several layers ``name/z1``,
     ``name/z2``, ...), so that NUTS, ``AutoNormal`` and ``AutoLaplaceApproximation`` start in good coordinates;
-    ``NUTS(..., jit_compile=True)`` works. ``f`` is noted as the site ``name``. Inside a plate there is a field for each
-    of its members.
+    ``NUTS(..., jit_compile=True)`` works. The field f is the deterministic site ``name``. Inside a plate each member
+    has its own field.
 
     Arguments:
-        vae: A VAE or HierarchicalVAE whose (top) prior is N(0, I).
-        name: Of the field's site, and the prefix of its noise.
+        vae: A VAE or HierarchicalVAE with the (top) prior N(0, I).
+        name: The name of the field's site, and the prefix of its noise sites.
 
     Errors:
-        ConfigError: for a VAE with another prior.
+        ConfigError: for a VAE with another prior, and for anything else.
 
     References:
         | Compressed Sensing Using Generative Models (Bora et al., 2017)  https://arxiv.org/abs/1703.03208
@@ -81,6 +81,6 @@ def decoder_prior(vae: Pair, *, name: str = "field") -> DecoderPrior:
         >>> [*trace.stochastic_nodes], [*trace.param_nodes], trace.nodes["field"]["value"].shape
         (['field/z'], [], torch.Size([6]))
     """
-    if not isinstance(vae, Pair):
-        raise ConfigError(f"found {type(vae).__name__}, expected a VAE or HierarchicalVAE, whose decoder is known")
+    if not isinstance(vae, BaseVAE):
+        raise ConfigError(f"found {type(vae).__name__}, expected a VAE or HierarchicalVAE")
     return DecoderPrior(vae, name)

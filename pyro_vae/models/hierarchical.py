@@ -1,4 +1,4 @@
-r"""A variational autoencoder with several stochastic layers."""
+r"""The variational autoencoder with several stochastic layers."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..errors import ConfigError
-from .base import Pair
+from .base import BaseVAE
 from .likelihoods import Likelihood
 from .posteriors import DiagonalNormal, Posterior, moved
 from .priors import Prior, require_standard_normal
 
 
-class HierarchicalVAE(Pair):
-    r"""A chain of latent variables, generated from the top and inferred from the bottom.
+class HierarchicalVAE(BaseVAE):
+    r"""A variational autoencoder with a chain of latent variables, generated top-down and inferred bottom-up.
 
     .. math:: p(x, z_1, \dots, z_L) = p(z_L) \, p(z_{L-1} \mid z_L) \cdots p(z_1 \mid z_2) \, p(x \mid z_1), \qquad
         q(z_1, \dots, z_L \mid x) = q(z_1 \mid x) \, q(z_2 \mid z_1) \cdots q(z_L \mid z_{L-1})
 
-    Its sites are ``z1`` to ``zL`` and ``x``. The networks are given from the data upwards, and as in a
-    :class:`~pyro_vae.VAE` any that maps ``[n, ...]`` to ``[n, ...]`` will do.
+    Its sites are ``z1`` to ``zL`` and ``x``. Networks are listed from the data upwards, and as in a
+    :class:`~pyro_vae.VAE` any network that maps ``[n, ...]`` to ``[n, ...]`` will do.
 
     Arguments:
-        encoders: One for each layer: of the data, then of each layer's z but the last.
-        posteriors: One for each layer: what makes q of that layer's z of the encoder's output.
-        decoders: One for each layer: of :math:`z_1`, whose output the likelihood takes, of :math:`z_2`, and so on.
+        encoders: One network for each layer: the first takes x, the next :math:`z_1`, and so on.
+        posteriors: One module for each layer, which maps the encoder's output to q of that layer's z.
+        decoders: One network for each layer: the first takes :math:`z_1` and returns the likelihood's parameters, the
+            next takes :math:`z_2`, and so on.
         prior: A module that returns :math:`p(z_L)`.
-        likelihood: A module that turns the first decoder's output into :math:`p(x \mid z_1)`.
-        conditionals: One for each layer but the last: what makes :math:`p(z_l \mid z_{l+1})` of a decoder's output; by
-            default diagonal Gaussians.
-        name: The prefix of the parameters in Pyro's store. Two VAEs trained by ``SVI`` in one process need two names.
+        likelihood: A module that maps the first decoder's output to :math:`p(x \mid z_1)`.
+        conditionals: One module for each layer except the last, which maps a decoder's output to
+            :math:`p(z_l \mid z_{l+1})`; by default diagonal Gaussians.
+        name: The prefix of the parameters in Pyro's store. VAEs trained by ``SVI`` in one process need different names.
 
     Errors:
-        ConfigError: for lists whose lengths do not go together, with their lengths.
+        ConfigError: for lists of lengths that do not match.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), for two layers  https://arxiv.org/abs/1509.00519
@@ -68,11 +69,11 @@ class HierarchicalVAE(Pair):
         super().__init__(likelihood, name)
         if conditionals is None:
             conditionals = [DiagonalNormal(part.latent_dim) for part in posteriors[:-1]]
-        found = [len(part) for part in (encoders, posteriors, decoders, conditionals)]
-        if not len(encoders) or found != [len(encoders)] * 3 + [len(encoders) - 1]:
+        sizes = [len(part) for part in (encoders, posteriors, decoders, conditionals)]
+        if not len(encoders) or sizes != [len(encoders)] * 3 + [len(encoders) - 1]:
             raise ConfigError(
-                "expected as many encoders, posteriors and decoders, and one conditional less, found {}, {}, {} "
-                "and {}".format(*found)
+                "expected equal numbers of encoders, posteriors and decoders, and one conditional fewer, found {}, {}, "
+                "{} and {}".format(*sizes)
             )
         self.encoders = nn.ModuleList(encoders)
         self.posteriors = nn.ModuleList(posteriors)
@@ -83,9 +84,8 @@ class HierarchicalVAE(Pair):
 
     @property
     def families(self) -> dict[str, tuple[nn.Module, ...]]:
-        generating = [*self.conditionals, self.prior]
-        layers = zip(generating, self.posteriors, strict=True)
-        return {**{f"z{layer}": made for layer, made in enumerate(layers, 1)}, "x": (self.likelihood,)}
+        layers = zip([*self.conditionals, self.prior], self.posteriors, strict=True)
+        return {**{f"z{layer}": modules for layer, modules in enumerate(layers, 1)}, "x": (self.likelihood,)}
 
     @property
     def latent_dims(self) -> dict[str, int]:
@@ -94,7 +94,7 @@ class HierarchicalVAE(Pair):
     def model(self, x: Any = None, num: int | None = None, *, mask: Any = None) -> Tensor:
         """The Pyro program ``zL ~ p(zL); ...; x ~ p(x | z1)`` in the plate ``data``; ``x=None`` generates ``num``.
 
-        ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
+        ``mask``, ``[n, *data_shape]``, is true where x is observed; only those entries enter the likelihood.
         """
         self._register(guide=False)
         x, num, mask = self._observed(x, num, mask)
@@ -118,11 +118,11 @@ class HierarchicalVAE(Pair):
         return value
 
     def encode(self, x: Any, *, mask: Any = None) -> Distribution:
-        """q(z1 | x), batch ``[*lead]``; batch norms and dropouts are in the mode they are in."""
+        """q(z1 | x), batch ``[*lead]``, in the mode, training or evaluation, of the module."""
         return self._above(0, *self._checked(x, mask))
 
     def decode(self, z: Tensor) -> Distribution:
-        """p(x | z1), batch ``[*lead]``, event ``data_shape``; batch norms and dropouts are in the mode they are in."""
+        """p(x | z1), batch ``[*lead]``, event ``data_shape``, in the mode, training or evaluation, of the module."""
         return self._below(0, z)
 
     def sample_latents(self, num: int) -> Tensor:
@@ -145,11 +145,11 @@ class HierarchicalVAE(Pair):
             self._below(layer, value)
 
     def _above(self, layer: int, value: Tensor, mask: Tensor | None) -> Distribution:
-        """q of a layer's z, given the z below it, or the data and their mask."""
+        """q of a layer's z, given the z of the layer below, or the data and their mask."""
         shape, mask = (value.shape[-1:], None) if layer else (self.data_shape, mask)
         return self._distribution(self.encoders[layer], value, shape, self.posteriors[layer], mask)
 
     def _below(self, layer: int, z: Tensor) -> Distribution:
-        """p of what is below a layer: its z, or the data."""
+        """p of the variable below a layer, which is another z or the data, given the layer's z."""
         family = self.conditionals[layer - 1] if layer else self.likelihood
         return self._distribution(self.decoders[layer], z, z.shape[-1:], family)

@@ -11,7 +11,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from ..errors import ConfigError
 from ..ops.choices import LikelihoodName, PosteriorName, PriorName
-from .base import Pair
+from .base import BaseVAE
 from .hierarchical import HierarchicalVAE
 from .likelihoods import Bernoulli, Columns, Gaussian
 from .nn import MLP, ConvDecoder, ConvEncoder
@@ -28,10 +28,10 @@ from .tabular import ColumnsEncoder, Kind
 from .vae import VAE
 
 P = ParamSpec("P")
-Built = TypeVar("Built", bound=Pair)
+Built = TypeVar("Built", bound=BaseVAE)
 _START = ("data_mean", "data_covariance")  # where the parameters start is not needed to read others
 
-PRESETS: dict[str, Callable[..., Pair]] = {}
+PRESETS: dict[str, Callable[..., BaseVAE]] = {}
 """Every preset by name: what a checkpoint looks up to rebuild a model."""
 
 

@@ -1,4 +1,4 @@
-r"""The variational autoencoder as a Pyro pair."""
+r"""The variational autoencoder with one latent vector."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .base import Pair
+from .base import BaseVAE
 from .likelihoods import Likelihood
 from .posteriors import DiagonalNormal, Posterior
 from .priors import Prior, VampPrior, require_standard_normal
 
 
-class VAE(Pair):
+class VAE(BaseVAE):
     r"""A variational autoencoder: networks, and the Pyro functions :meth:`model` and :meth:`guide` that use them.
 
     .. math:: p(z) = \mathcal N(0, I), \qquad p(x \mid z) = \text{likelihood}(\text{decoder}(z)),
         \qquad q(z \mid x) = \text{posterior}(\text{encoder}(x))
 
-    The pair works in stock :class:`pyro.infer.SVI`, and nothing of Pyro's global state is touched until it runs there.
-    Particles and other leading dimensions are folded into the networks' batch dimension, so any network that maps
-    ``[n, ...]`` to ``[n, ...]`` will do.
+    It works in stock :class:`pyro.infer.SVI`, and Pyro's global state is untouched until it runs there. Particles and
+    other leading dimensions are folded into the batch dimension of the networks, so any network that maps ``[n, ...]``
+    to ``[n, ...]`` will do.
 
     Arguments:
         encoder: A module, ``[n, *data_shape] -> [n, *posterior.param_shape]``.
         decoder: A module, ``[n, latent_dim] -> [n, *likelihood.param_shape]``.
         prior: A module that returns p(z), such as :class:`~pyro_vae.priors.StandardNormal`.
-        likelihood: A module that turns the decoder's output into p(x | z), see :mod:`pyro_vae.likelihoods`.
-        posterior: A module that turns the encoder's output into q(z | x); by default a diagonal Gaussian.
-        name: The prefix of the parameters in Pyro's store. Two VAEs trained by ``SVI`` in one process need two names.
+        likelihood: A module that maps the decoder's output to p(x | z), see :mod:`pyro_vae.likelihoods`.
+        posterior: A module that maps the encoder's output to q(z | x); by default a diagonal Gaussian.
+        name: The prefix of the parameters in Pyro's store. VAEs trained by ``SVI`` in one process need different names.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
@@ -77,9 +77,9 @@ class VAE(Pair):
         return {"z": self.latent_dim}
 
     def model(self, x: Any = None, num: int | None = None, *, mask: Any = None) -> Tensor:
-        """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; with ``x=None`` it generates ``num``.
+        """The Pyro program ``z ~ p(z); x ~ p(x | z)`` in the plate ``data``; ``x=None`` generates ``num`` datapoints.
 
-        ``mask`` is true where x is observed, ``[n, *data_shape]``: the likelihood is then of those entries alone.
+        ``mask``, ``[n, *data_shape]``, is true where x is observed; only those entries enter the likelihood.
         """
         self._register(guide=False)
         x, num, mask = self._observed(x, num, mask)
@@ -98,11 +98,11 @@ class VAE(Pair):
             return pyro.sample("z", self._posterior(x, mask))  # pyright: ignore[reportArgumentType]
 
     def encode(self, x: Any, *, mask: Any = None) -> Distribution:
-        """q(z | x), batch ``[*lead]``, event ``[latent_dim]``; batch norms and dropouts are in the mode they are in."""
+        """q(z | x), batch ``[*lead]``, event ``[latent_dim]``, in the mode, training or evaluation, of the module."""
         return self._posterior(*self._checked(x, mask))
 
     def decode(self, z: Tensor) -> Distribution:
-        """p(x | z), batch ``[*lead]``, event ``data_shape``; batch norms and dropouts are in the mode they are in."""
+        """p(x | z), batch ``[*lead]``, event ``data_shape``, in the mode, training or evaluation, of the module."""
         return self._distribution(self.decoder, z, z.shape[-1:], self.likelihood)
 
     def sample_latents(self, num: int) -> Tensor:

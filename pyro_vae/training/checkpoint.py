@@ -22,14 +22,14 @@ from torch import Tensor
 from ..data.arrays import find_device
 from ..data.files import replace_file
 from ..errors import CheckpointError, ConfigError
-from ..models.base import Pair
+from ..models.base import BaseVAE
 from ..models.presets import PRESETS
 
 FORMAT = 1
 _KEY = "pyro_vae"
 
 
-def save(vae: Pair, path: str | Path) -> None:
+def save(vae: BaseVAE, path: str | Path) -> None:
     """Write a VAE's weights and, if a preset made it, what is needed to build it again.
 
     The file at ``path`` is replaced in one move once the new one is whole; on any failure the old one survives.
@@ -47,14 +47,14 @@ def save(vae: Pair, path: str | Path) -> None:
         >>> torch.equal(again.decoder.output_bias, vae.decoder.output_bias)
         True
     """
-    if not isinstance(vae, Pair):
+    if not isinstance(vae, BaseVAE):
         raise ConfigError(
             f"found {type(vae).__name__}, expected a VAE: of an Incomplete pair, save the one that it wraps"
         )
     write(path, vae.state_dict(), {"recipe": vae.recipe})
 
 
-def load(path: str | Path, *, vae: Pair | None = None, device: str | torch.device = "cpu") -> Pair:
+def load(path: str | Path, *, vae: BaseVAE | None = None, device: str | torch.device = "cpu") -> BaseVAE:
     """Read a VAE that :func:`save` wrote; nothing in the file is executed.
 
     Arguments:
@@ -75,7 +75,7 @@ def load(path: str | Path, *, vae: Pair | None = None, device: str | torch.devic
     return vae.to(place)
 
 
-def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> Pair:
+def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> BaseVAE:
     """The VAE of a recipe, its weights drawn at random and about to be replaced."""
     if recipe is None:
         raise CheckpointError(path, "no preset made this VAE: assemble it again and pass it, load(path, vae=vae)")

@@ -11,7 +11,7 @@ from ..data.arrays import as_tensor
 from ..diagnostics import LatentSummary, latent_summary
 from ..errors import require_count
 from ..evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
-from ..models.base import Pair
+from ..models.base import BaseVAE
 from ..pairs.inputs import programs_of
 from .tables import number, plain
 
@@ -167,5 +167,5 @@ def evaluate(
         latents=latent_summary(model, guide, x, seed=seed),
         num_dimensions=x[0].numel(),
         estimator=chosen if isinstance(chosen, str) else chosen.estimator,
-        clamped_scales=pair.clamped_scales(x) if isinstance(pair, Pair) else {},
+        clamped_scales=pair.clamped_scales(x) if isinstance(pair, BaseVAE) else {},
     )
