@@ -1,7 +1,7 @@
-"""Likelihoods p(x | z): modules that turn the decoder's output into a distribution over x.
+"""Likelihoods p(x | z): modules that map the decoder's output to a distribution over x.
 
-Each says in ``param_shape`` what the decoder has to return for one datapoint, and in
-:meth:`~pyro_vae.models.likelihoods.base.Likelihood.check` which data it is a density of.
+``param_shape`` is the shape of the decoder's output for one datapoint, and
+:meth:`~pyro_vae.models.likelihoods.base.Likelihood.check` refuses data outside the support.
 """
 
 from .base import Likelihood

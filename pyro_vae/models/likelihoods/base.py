@@ -1,4 +1,4 @@
-"""What every likelihood is, and what those with a location and a scale share."""
+"""The base classes of all likelihoods, and of those with a location and a scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..nn import bounded
 
 
 class Likelihood(nn.Module):
-    """What every likelihood is: decoder output ``[*lead, *param_shape]`` -> distribution over ``data_shape``."""
+    """The base class: a map from decoder output ``[*lead, *param_shape]`` to a distribution over ``data_shape``."""
 
     def __init__(self, data_shape: Sequence[int], param_shape: Sequence[int]) -> None:
         super().__init__()
@@ -27,17 +27,17 @@ class Likelihood(nn.Module):
         self.param_shape = tuple(param_shape)
 
     def forward(self, params: Tensor) -> Distribution:
-        """The distribution of x, with ``data_shape`` as its event."""
+        """Return the distribution of x, with event shape ``data_shape``."""
         raise NotImplementedError
 
     def observed(self, p: Any, mask: Tensor | None) -> Any:
-        r"""The entries that are observed, :math:`\prod_{d: m_d = 1} p(x_d \mid z)`; draws are of all entries.
+        r"""Restrict the density to the observed entries, :math:`\prod_{d: m_d = 1} p(x_d \mid z)`; draws have them all.
 
-        Entries of x are independent given z, so leaving those out that are not observed integrates over them.
+        Entries of x are independent given z, so the product over the observed ones is the integral over the others.
 
         Arguments:
-            p: What :meth:`forward` returned.
-            mask: True where x is observed, ``[n, *data_shape]``; none if all of it is.
+            p: The distribution that :meth:`forward` returned.
+            mask: True where x is observed, ``[n, *data_shape]``; None if all of it is.
         """
         return p if mask is None else dist.Independent(p.base_dist.mask(mask), len(self.data_shape))
 
@@ -46,16 +46,16 @@ class Likelihood(nn.Module):
         require_finite(x)
 
     def hits(self, params: Tensor) -> Tensor:
-        """How many scales are held by a bound, as a scalar tensor; 0 for a likelihood that has none."""
+        """Return the number of scales at a bound, as a scalar tensor; 0 for a likelihood without a scale."""
         return torch.zeros((), dtype=torch.long)
 
     def output_bias(self, mean: Tensor) -> Tensor:
-        """The decoder's output, ``param_shape``, at which E[x | z] is the given mean image."""
+        """Return the decoder output, ``param_shape``, for which E[x | z] is the given mean image."""
         raise NotImplementedError
 
 
 def bisect(increasing: Callable[[Tensor], Tensor], value: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Where an increasing function of each pixel has that value, or the end that is nearer to it.
+    """Return the point in [low, high] at which an increasing function of each pixel comes closest to a value.
 
     Example:
         >>> bisect(torch.exp, torch.ones(1), torch.tensor([-1.0]), torch.tensor([2.0])).abs() < 1e-6
@@ -69,7 +69,7 @@ def bisect(increasing: Callable[[Tensor], Tensor], value: Tensor, low: Tensor, h
 
 
 class LocationScale(Likelihood):
-    """Pixels with a location and a bounded scale, made by the decoder, learned, or fixed; see :class:`Gaussian`."""
+    """Pixels with a location and a bounded scale: from the decoder, learned, or fixed; see :class:`Gaussian`."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class LocationScale(Likelihood):
         from_decoder = scale == "decoder"
         super().__init__(data_shape, (2, *data_shape) if from_decoder else data_shape)
         self.from_decoder = from_decoder
-        # As float32 has them: a scale that is put back onto a bound has to be found on it, not beyond.
+        # Rounded to float32, so that a parameter that is moved back to a bound equals it.
         self.log_bounds = tuple(torch.tensor([min_scale, max_scale], dtype=torch.float64).log().float().tolist())
         self.log_start = math.log(start_scale)
         if scale == "learned":
@@ -102,7 +102,7 @@ class LocationScale(Likelihood):
         return ((log_scale <= low) | (log_scale >= high)).expand_as(loc).sum()
 
     def _parts(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and log-scale, the latter within its bounds."""
+        """Return the location and the log-scale, which is within its bounds."""
         if self.from_decoder:
             loc, log_scale = params.unbind(-1 - len(self.data_shape))
             return loc, log_scale.clamp(*self.log_bounds)

@@ -16,15 +16,17 @@ from .base import Likelihood
 
 
 class Bernoulli(Likelihood):
-    r"""Independent binary pixels, :math:`p(x \mid z) = \prod_d \pi_d^{x_d} (1 - \pi_d)^{1 - x_d}`; decoder: logits.
+    r"""Independent binary pixels, :math:`p(x \mid z) = \prod_d \pi_d^{x_d} (1 - \pi_d)^{1 - x_d}`.
+
+    The decoder returns the logits.
 
     Arguments:
         data_shape: The shape of one datapoint.
-        relaxed: Also accept grey values in [0, 1]. The result is then the cross-entropy, a loss that is popular but
-            **not** a log-density of the grey values: numbers cannot be compared with binarised data or the literature.
+        relaxed: Also accept grey values in [0, 1]. The value is then the cross-entropy, a popular loss but **not** a
+            log-density of grey values: it can be compared neither with binarised data nor with the literature.
 
     Errors:
-        DataError: for data outside {0, 1} (outside [0, 1] if relaxed), with the range found and the choices.
+        DataError: for data outside {0, 1} (outside [0, 1] if relaxed), with their range and the remedies.
 
     Example:
         >>> Bernoulli((2, 2))(torch.zeros(5, 2, 2)).log_prob(torch.ones(5, 2, 2))[0]
@@ -36,7 +38,7 @@ class Bernoulli(Likelihood):
         self.relaxed = relaxed
 
     def forward(self, params: Tensor) -> Distribution:
-        # The support is checked once per datapoint in `check`, not once per particle.
+        # `check` looks at the support once per datapoint, which validation would do once per particle.
         return _Pixels(dist.Bernoulli(logits=params, validate_args=False), len(self.data_shape))
 
     def check(self, x: Tensor) -> None:
@@ -44,9 +46,9 @@ class Bernoulli(Likelihood):
         if bool(((x >= 0) & (x <= 1)).all()) if self.relaxed else not (x * (1 - x)).any():
             return
         super().check(x)
-        wanted, other = ("[0, 1]", (x < 0) | (x > 1)) if self.relaxed else ("{0, 1}", (x != 0) & (x != 1))
+        support, outside = ("[0, 1]", (x < 0) | (x > 1)) if self.relaxed else ("{0, 1}", (x != 0) & (x != 1))
         raise DataError(
-            f"a Bernoulli likelihood expects x in {wanted}, found {x[other][0]:g} and others in "
+            f"a Bernoulli likelihood expects x in {support}, found {x[outside][0]:g} and others in "
             f"[{x.min():g}, {x.max():g}]: divide by the largest grey level and binarise (static, dynamic, threshold), "
             "use a Gaussian likelihood, or ask for a relaxed one (relaxed=True, --relaxed)"
         )
@@ -56,11 +58,12 @@ class Bernoulli(Likelihood):
 
 
 class _Pixels(dist.Independent):
-    r"""Independent Bernoullis whose log-probability costs a third, where no gradient is asked for.
+    r"""Independent Bernoulli pixels with a cheaper log-probability where no gradient is needed.
 
     .. math:: \log p(x) = \sum_d (x_d - \tfrac12) l_d - \tfrac12 |l_d| + \log \frac{1}{1 + e^{-|l_d|}}
 
-    A sum of logarithms is the logarithm of a product, and a factor is at least 1/2: a few dozen of them fit any float.
+    The sum of the last logarithms is computed as the logarithm of products of up to 32 factors. Each factor is at
+    least 1/2, so that single precision holds the product.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -74,8 +77,8 @@ class _Pixels(dist.Independent):
         return torch.cat([_log_prob(part, value) for part in logits.split(particles)])
 
 
-_SLAB = 2**18  # numbers at a time, with temporaries that stay in the processor's cache
-_DOUBLINGS = 5  # 32 factors
+_SLAB = 2**18  # numbers at a time, so that temporaries stay in the processor's cache
+_DOUBLINGS = 5  # products of 2^5 = 32 factors
 
 
 def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
 
 
 def _products(params: Tensor, data: Tensor) -> Tensor:
-    """The scalar product of each datapoint with all of its particles, or of whatever has such shapes."""
+    """Return the scalar product of the data with all particles of their parameters, by matrix products if possible."""
     if params.ndim == 3 and data.ndim == 2 and len(data) == params.shape[1]:
         return torch.bmm(data[:, None], params.permute(1, 2, 0))[:, 0].T
     return (params * data).sum(-1)

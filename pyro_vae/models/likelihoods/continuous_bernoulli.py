@@ -17,21 +17,21 @@ from .base import Likelihood, bisect
 
 
 class ContinuousBernoulli(Likelihood):
-    r"""Independent grey pixels with a density on [0, 1] that is exponential in x; decoder: its logits :math:`l`.
+    r"""Independent grey pixels with a density on [0, 1] that is exponential in x.
 
     .. math:: \log p(x \mid z) = \sum_d l_d (x_d - \tfrac12) - \log \frac{\sinh(l_d / 2)}{l_d / 2}
 
-    The second term is what makes it a density: the relaxed Bernoulli lacks it. Density at a border pixel that is always
-    black grows with :math:`\log |l|` without limit; so logits are bounded, :meth:`hits` counts the held ones, and their
-    gradient is zero.
+    The decoder returns the logits :math:`l`. The second term normalises the density; the relaxed Bernoulli lacks it. At
+    a border pixel that is always black the density grows with :math:`|l|` without limit. So logits are clamped;
+    :meth:`hits` counts the clamped ones, which have no gradient.
 
     Arguments:
         data_shape: The shape of one datapoint.
-        max_logit: The bound on :math:`|l|`; at 100 the density at the end of the interval is 100, that of a grey level
-            with a standard deviation of 1/100.
+        max_logit: The bound on :math:`|l|`. With the default of 100 the density at the end of the interval is at most
+            100, and the standard deviation there is 1/100.
 
     Errors:
-        DataError: for data outside [0, 1], with the range found.
+        DataError: for data outside [0, 1], with their range.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
@@ -62,15 +62,15 @@ class ContinuousBernoulli(Likelihood):
         return (params.abs() > self.max_logit).sum()
 
     def output_bias(self, mean: Tensor) -> Tensor:
-        half = torch.full_like(mean, self.max_logit / 2)  # well within the bounds, beyond which there is no gradient
+        half = torch.full_like(mean, self.max_logit / 2)  # within the bounds, where there is a gradient
         return bisect(lambda logits: _Exponential(logits).mean, mean, -half, half)
 
 
 class _Exponential(TorchDistribution):
-    """The continuous Bernoulli by its logits, exact for all of them.
+    """The continuous Bernoulli in terms of its logits, exact at all of them.
 
-    ``torch.distributions`` has it by probabilities, which are 1 in single precision from a logit of 17 on: its
-    log-density is then too small by 0.06 nats per pixel, by 1.8 at a logit of 100. Near 0 it is told by a series.
+    ``torch.distributions`` uses probabilities, which equal 1 in single precision from a logit of 17: its log-density
+    is then too small by 0.06 nats per pixel, and by 1.8 at a logit of 100. Near a logit of 0 a series is used.
     """
 
     has_rsample = True
@@ -94,35 +94,35 @@ class _Exponential(TorchDistribution):
         return self.logits * (value - 0.5) - self._log_normaliser()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """By the inverse of the distribution function, on the side where it is accurate."""
-        size = torch.where(self.logits < 0, -self.logits, self.logits)  # unlike abs(), with a slope at 0
+        """Draw by the inverse of the distribution function, on the side of the interval where it is accurate."""
+        size = torch.where(self.logits < 0, -self.logits, self.logits)  # unlike abs(), it has a gradient at 0
         u = torch.rand(self._extended_shape(sample_shape), dtype=size.dtype, device=size.device)
-        small, far = size < 1e-3, size.where(size >= 1e-3, 1)
-        near_zero = torch.where(small, u - size * u * (1 - u) / 2, -torch.log1p(u * torch.expm1(-far)) / far)
-        return torch.where(self.logits < 0, near_zero, 1 - near_zero).clamp(0, 1)
+        small, large = size < 1e-3, size.where(size >= 1e-3, 1)
+        dark = torch.where(small, u - size * u * (1 - u) / 2, -torch.log1p(u * torch.expm1(-large)) / large)
+        return torch.where(self.logits < 0, dark, 1 - dark).clamp(0, 1)
 
     @property
     def mean(self) -> Tensor:
-        small, series, far = self._by_size()
-        size = far.abs()  # of the other sign the exponential would overflow, and its slope be nan
+        small, near, far = self._by_size()
+        size = far.abs()  # for a negative logit the exponential would overflow, and its gradient be nan
         above = 1 / -torch.expm1(-size) - 1 / size
-        return torch.where(small, 0.5 + series / 12 - series**3 / 720, torch.where(far < 0, 1 - above, above))
+        return torch.where(small, 0.5 + near / 12 - near**3 / 720, torch.where(far < 0, 1 - above, above))
 
     @property
     def variance(self) -> Tensor:
-        small, series, far = self._by_size()
-        square = series.square()
+        small, near, far = self._by_size()
+        square = near.square()
         exact = far.square().reciprocal() - 0.25 / torch.sinh(far / 2).square()
         return torch.where(small, 1 / 12 - square / 240 + square**2 / 6048, exact)
 
     def _log_normaliser(self) -> Tensor:
         r""":math:`\log \sinh(l / 2) / (l / 2)`."""
-        small, series, far = self._by_size()
-        square, size = series.square(), far.abs()
+        small, near, far = self._by_size()
+        square, size = near.square(), far.abs()
         exact = size / 2 - size.log() + torch.log1p(-torch.exp(-size))
         return torch.where(small, square / 24 - square**2 / 2880 + square**3 / 181440, exact)
 
     def _by_size(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Which logits are small, and logits for either formula; where it is not used its gradient must be finite."""
+        """Return which logits are small, and logits for both formulas, at which the unused one has finite gradients."""
         small = self.logits.abs() < 0.1
         return small, self.logits.where(small, 0), self.logits.where(~small, 1)

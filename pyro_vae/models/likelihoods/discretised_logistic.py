@@ -1,4 +1,4 @@
-r"""Pixels that are stored as whole numbers."""
+r"""Pixels with discrete grey levels."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from .base import LocationScale, bisect
 
 
 class DiscretisedLogistic(LocationScale):
-    r"""Independent pixels of so many grey levels, each with the mass that a logistic distribution has around it.
+    r"""Independent pixels with discrete grey levels, each with the mass of a logistic distribution in its interval.
 
     .. math:: p(x \mid z) = \prod_d \int_{x_d - h}^{x_d + h} \text{Logistic}(t; \mu_d, s_d) \, dt, \qquad
         h = \frac{1}{2 (\text{num\_levels} - 1)}
 
-    The darkest and the lightest level get what is beyond them, too. Grey levels are presented in [0, 1], as
-    ``Pixels(images, "none")`` does, and :math:`\mu` and :math:`s` are in these units. Being a probability, not a
-    density, it is never above 1, and :math:`-\log_2 p` per pixel is the number of bits that a code needs: the *bits per
-    dimension* of the literature.
+    The intervals of the darkest and the lightest level extend to infinity. Grey levels are in [0, 1], as
+    ``Pixels(images, "none")`` presents them, and :math:`\mu` and :math:`s` are in these units. This is a probability,
+    not a density, so it is never above 1, and :math:`-\log_2 p` per pixel is the number of bits that a code needs: the
+    *bits per dimension* of the literature.
 
     Arguments:
         data_shape: The shape of one datapoint.
-        num_levels: How many grey levels there are: 256 for bytes.
-        scale: ``"decoder"``, whose decoder returns ``[2, *data_shape]``, the location and the logarithm of the scale;
-            ``"learned"`` for one scale per pixel, the same for all z; or a fixed number.
-        min_scale, max_scale: Bounds on a learned or decoder-made scale; :meth:`hits` counts the held ones.
+        num_levels: The number of grey levels: 256 for bytes.
+        scale: ``"decoder"`` if the decoder returns ``[2, *data_shape]``, the location and the log-scale; ``"learned"``
+            for one scale per pixel, the same for all z; or a fixed number.
+        min_scale, max_scale: The bounds on a scale that is learned or from the decoder; :meth:`hits` counts the scales
+            at a bound.
 
     Errors:
-        DataError: for data that are not grey levels in [0, 1], with what was found.
+        DataError: for data that are not grey levels in [0, 1], with an example.
 
     References:
         | Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
@@ -73,12 +74,12 @@ class DiscretisedLogistic(LocationScale):
     def check(self, x: Tensor) -> None:
         super().check(x)
         level = x * (self.num_levels - 1)
-        off = (x < 0) | (x > 1) | ((level - level.round()).abs() > 0.1)  # half precision is off by 0.06
+        off = (x < 0) | (x > 1) | ((level - level.round()).abs() > 0.1)  # half precision rounds by up to 0.06 levels
         if off.any():
             raise DataError(
                 f"a discretised logistic likelihood expects x in 0, 1/{self.num_levels - 1}, ..., 1, found "
                 f"{x[off][0]:g} and others in [{x.min():g}, {x.max():g}]: divide by the largest grey level "
-                f"({self.num_levels - 1}), or say how many there are (num_levels=)"
+                f"({self.num_levels - 1}), or give the number of levels (num_levels=)"
             )
 
 
@@ -103,11 +104,11 @@ class _Levels(TorchDistribution):
         return type(self)(self.loc.expand(shape), self.scale.expand(shape), self.num_levels)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""By :math:`\sigma(b) - \sigma(a) = \sigma(b) \sigma(-a) (1 - e^{a - b})`, which loses no digit anywhere."""
+        r"""Use :math:`\sigma(b) - \sigma(a) = \sigma(b) \sigma(-a) (1 - e^{a - b})`, which is accurate everywhere."""
         width = 1 / (self.num_levels - 1)
         below, above = ((value - self.loc + side * width / 2) / self.scale for side in (-1, 1))
         darkest, lightest = value < width / 2, value > 1 - width / 2
-        # A mass that reaches to infinity has but one of the factors.
+        # The mass of an interval that extends to infinity has only one of the factors.
         upper = logsigmoid(above).where(~lightest, 0)
         lower = logsigmoid(-below).where(~darkest, 0)
         between = torch.log(-torch.expm1(-width / self.scale)).where(~(darkest | lightest), 0)
@@ -117,8 +118,8 @@ class _Levels(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         eps = torch.finfo(u.dtype).eps
-        drawn = self.loc + self.scale * torch.logit(u, eps=eps)
-        return (drawn * (self.num_levels - 1)).round().clamp(0, self.num_levels - 1) / (self.num_levels - 1)
+        x = self.loc + self.scale * torch.logit(u, eps=eps)
+        return (x * (self.num_levels - 1)).round().clamp(0, self.num_levels - 1) / (self.num_levels - 1)
 
     @property
     def mean(self) -> Tensor:
@@ -130,11 +131,11 @@ class _Levels(TorchDistribution):
         return (square - mean.square()).clamp(min=0)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Of the first and second order, as sums of P(x >= level): level by level, so that memory does not grow."""
+        """Return E[x] and E[x^2], as sums of P(x >= level) over levels, one at a time to save memory."""
         top = self.num_levels - 1
         first, second = torch.zeros_like(self.loc), torch.zeros_like(self.loc)
         for level in range(1, top + 1):
-            reached = torch.sigmoid((self.loc - (level - 0.5) / top) / self.scale)
-            first = first + reached
-            second = second + (2 * level - 1) * reached
+            survival = torch.sigmoid((self.loc - (level - 0.5) / top) / self.scale)
+            first = first + survival
+            second = second + (2 * level - 1) * survival
         return first / top, second / top**2

@@ -17,16 +17,17 @@ class Gaussian(LocationScale):
 
     Arguments:
         data_shape: The shape of one datapoint.
-        scale: ``"decoder"`` for :math:`g(z) = (\mu_x(z), \sigma_x(z))`, whose decoder returns ``[2, *data_shape]``,
-            the location and the log-scale; ``"learned"`` for one scale per pixel, learned and the same for all z; or a
+        scale: ``"decoder"`` for :math:`(\mu_x(z), \sigma_x(z))` from a decoder that returns ``[2, *data_shape]``, the
+            location and the log-scale; ``"learned"`` for one scale per pixel, learned and the same for all z; or a
             fixed number.
-        min_scale, max_scale: Bounds on a learned or decoder-made scale. The lower one matters: a density of data that
-            never vary (the black border of images, or binary pixels) grows without limit as the scale goes to zero.
-            Beyond a bound a scale's gradient is zero, so that it does not run away; :meth:`hits` counts the held ones.
-        start_scale: Where a learned scale starts, or one that the decoder makes and :meth:`output_bias` starts.
+        min_scale, max_scale: The bounds on a scale that is learned or from the decoder. The lower one matters: the
+            density of data that never vary (the black border of images, or binary pixels) grows without limit as the
+            scale goes to zero. Beyond a bound the gradient of the scale is zero, so that it does not run away;
+            :meth:`hits` counts the scales at a bound.
+        start_scale: The initial value of a learned scale, or of the decoder's if it starts at :meth:`output_bias`.
 
     Errors:
-        DataError: for non-finite data, with the count and the first index.
+        DataError: for non-finite data, with their number and the first index.
 
     References:
         | Simple and Effective VAE Training with Calibrated Decoders (Rybkin et al., 2021)
