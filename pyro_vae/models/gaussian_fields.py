@@ -1,4 +1,4 @@
-r"""Gaussian processes in a few coefficients: what a PriorVAE is trained on, and the exact answer it is held against."""
+r"""Gaussian processes in a few coefficients: training data for a PriorVAE, and the exact posterior as a reference."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from ..errors import ConfigError, require_count, require_number
 
 
 class GaussianFields:
-    r"""Random functions at n places, :math:`f \mid \ell \sim \mathcal N(0, C_\ell)` with :math:`\ell` from a list.
+    r"""Gaussian random functions at n places, :math:`f \mid \ell \sim \mathcal N(0, C_\ell)`, with random :math:`\ell`.
 
-    Each setting :math:`\ell` is equally probable. The n values are kept as their K leading principal components,
+    The settings :math:`\ell` are equally probable. The n values are reduced to their K leading principal components,
 
     .. math:: f \approx U c, \qquad \tfrac1n \bar C U = U \Lambda, \qquad \tfrac1n U^\top U = I, \qquad
         c \mid \ell \sim \mathcal N(0, \tfrac1{n^2} U^\top C_\ell U)
 
-    with :math:`\bar C` the average covariance; :attr:`left_out` of the variance is not in them. As a data set, for
-    :func:`~pyro_vae.fit`, it has ``num_draws`` rows of c plus noise, which are drawn anew, from torch's generator,
-    whenever they are asked for: there is nothing to overfit. What a VAE decodes is then c without the noise, and
-    ``basis @ c`` the function.
+    where :math:`\bar C` is the average covariance; they lack the share :attr:`left_out` of the variance. As a data set
+    for :func:`~pyro_vae.fit`, this has ``num_draws`` rows of c plus noise, drawn afresh from torch's generator at every
+    access, so that a model cannot overfit them. A VAE then decodes c without the noise, and ``basis @ c`` is the
+    function.
 
     Arguments:
-        covariance: From an entry of ``parameters`` to :math:`C_\ell`, ``[n, n]``, in float64.
-        parameters: The equally probable settings, for instance a grid of lengths.
-        num_coefficients: K.
+        covariance: A function from an entry of ``parameters`` to :math:`C_\ell`, ``[n, n]``, in float64.
+        parameters: The equally probable settings, for instance a grid of lengthscales.
+        num_coefficients: The number of coefficients K.
         noise: The standard deviation of the noise on each coefficient, above zero: that of the VAE's likelihood.
-        num_draws: The length of the data set, which is what an epoch sees.
+        num_draws: The length of the data set, and so the number of rows in an epoch.
 
     Attributes:
-        basis: U, ``[n, K]``: a function at all n places is ``basis @ c``.
+        basis: U, ``[n, K]``; a function at all n places is ``basis @ c``.
         variances: The diagonal of :math:`\Lambda`, ``[K]``: the variance of each coefficient.
-        left_out: The share of the variance of f that is not in the K coefficients.
+        left_out: The share of the variance of f that the K coefficients lack.
 
     Errors:
-        ConfigError: for a covariance that is not a finite symmetric square matrix without negative eigenvalues, of one
-            size for all settings; for fewer than K places, or no noise.
+        ConfigError: unless the covariances are finite, symmetric and positive semi-definite matrices of one size n that
+            is at least K; and for noise that is not above zero.
 
     References:
         | PriorVAE: Encoding Spatial Priors with Variational Autoencoders (Semenova et al., 2022)
@@ -72,14 +72,14 @@ class GaussianFields:
         self.noise, self.num_draws = noise, require_count("num_draws", num_draws)
         self._covariance, self._parameters = covariance, list(parameters)
         if not noise > 0:
-            raise ConfigError(f"noise={noise}: expected more than zero, or the VAE's density has no limit")
+            raise ConfigError(f"noise={noise}: expected more than zero, or the VAE's density is unbounded")
         if not self._parameters:
             raise ConfigError("parameters: found none, expected at least one setting of the covariance")
         # One matrix at a time, since n may be thousands.
         average = reduce(_sum, map(self._matrix, self._parameters)) / len(self._parameters)
         if require_count("num_coefficients", num_coefficients) > len(average):
             raise ConfigError(
-                f"num_coefficients={num_coefficients}: expected at most {len(average)}, the places there are"
+                f"num_coefficients={num_coefficients}: expected at most {len(average)}, the number of places"
             )
         values, vectors = torch.linalg.eigh(average / len(average))
         if values[0] < -1e-6 * values[-1].abs():
@@ -91,28 +91,28 @@ class GaussianFields:
 
     @property
     def data_covariance(self) -> Tensor:
-        """Of the rows of the data set, ``[K, K]``: that of the coefficients and the noise."""
+        """The covariance of the rows of the data set, ``[K, K]``: that of the coefficients plus that of the noise."""
         return torch.diag(self.variances.float() + self.noise**2)
 
     def __len__(self) -> int:
         return self.num_draws
 
     def __getitem__(self, rows: Any) -> Tensor:
-        chosen = torch.arange(self.num_draws)[rows]
-        return self._drawn(len(chosen)) if chosen.ndim else self._drawn(1)[0]
+        index = torch.arange(self.num_draws)[rows]
+        return self._draw(len(index)) if index.ndim else self._draw(1)[0]
 
-    def _drawn(self, num: int) -> Tensor:
+    def _draw(self, num: int) -> Tensor:
         factors = self._factors[torch.randint(len(self._factors), (num,))]
         return (factors @ torch.randn(num, factors.shape[-1], 1).double()).squeeze(-1).float()
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
-        r"""The exact log-density of rows of the data set ``[m, K]``, a mixture over :math:`\ell`, in nats: ``[m]``."""
+        r"""The exact log-density of rows ``[m, K]`` of the data set, a mixture over :math:`\ell`, in nats: ``[m]``."""
         equal = Categorical(logits=torch.zeros(len(self._factors)).double())
         each = MultivariateNormal(torch.zeros_like(self.variances), scale_tril=self._factors)
         return MixtureSameFamily(equal, each).log_prob(coefficients.double())
 
     def given(self, places: Any, y: Any, *, scale: float) -> MixtureSameFamily:
-        r"""The exact posterior of f at every place, given noisy values at some: the Gaussian process itself.
+        r"""The exact posterior of f at each place, given noisy values at some of them: Gaussian process regression.
 
         .. math:: p(f_i \mid y) = \sum_\ell p(\ell \mid y)\, \mathcal N(f_i \mid m_{\ell i}, v_{\ell i}),
             \qquad y \mid f \sim \mathcal N(f_{\mathrm{places}}, \mathtt{scale}^2 I)
@@ -123,7 +123,8 @@ class GaussianFields:
             scale: The standard deviation of their noise, above zero.
 
         Errors:
-            ConfigError: for places that there are not, values that do not fit them, and no noise.
+            ConfigError: for places outside 0 to n - 1, another number of values than places, and a scale that is not
+                above zero.
             DataError: for values that are not finite.
 
         References:
@@ -151,16 +152,16 @@ class GaussianFields:
         return MixtureSameFamily(weights, Normal(torch.stack(means, -1), torch.stack(scales, -1)))
 
     def _matrix(self, parameter: Any) -> Tensor:
-        found = torch.as_tensor(self._covariance(parameter)).double()
-        square = found.ndim == 2 and found.shape[0] == found.shape[1]
-        if not square or not found.isfinite().all() or not torch.allclose(found, found.T):
+        matrix = torch.as_tensor(self._covariance(parameter)).double()
+        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+        if not square or not matrix.isfinite().all() or not torch.allclose(matrix, matrix.T):
             raise ConfigError(
-                f"covariance({parameter!r}): found {tuple(found.shape)}, expected a finite, symmetric square matrix"
+                f"covariance({parameter!r}): found {tuple(matrix.shape)}, expected a finite, symmetric square matrix"
             )
-        return found
+        return matrix
 
     def _factor(self, parameter: Any) -> Tensor:
-        """Of the covariance of the rows of the data set: the coefficients' and the noise's."""
+        """The Cholesky factor of the covariance of the data set's rows at one setting."""
         basis = self.basis.double() / len(self.basis)
         covariance = basis.T @ self._matrix(parameter) @ basis
         factor, failed = torch.linalg.cholesky_ex(covariance + self.noise**2 * torch.eye(len(covariance)).double())
@@ -172,6 +173,6 @@ class GaussianFields:
 def _sum(one: Tensor, other: Tensor) -> Tensor:
     if one.shape != other.shape:
         raise ConfigError(
-            f"covariance: found {tuple(one.shape)} and {tuple(other.shape)}, expected one number of places"
+            f"covariance: found {tuple(one.shape)} and {tuple(other.shape)}, expected the same number of places"
         )
     return one + other

@@ -1,4 +1,4 @@
-r"""Data of which some entries are missing."""
+r"""Pairs for data with missing entries."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from ..pairs.modules import modules_behind
 
 
 class Incomplete(TakesMissing):
-    r"""A pair for incomplete data: NaN means that an entry is missing, and the model is that of the others.
+    r"""A pair for incomplete data: NaN marks a missing entry, and the model is that of the observed entries.
 
     .. math:: p(x^{\mathrm{obs}}) = \int p(z) \prod_{d\ \mathrm{observed}} p(x_d \mid z) \, dz
 
-    Entries are independent given z, so those that are missing integrate to one. Everything takes this pair in place of
-    the other: :class:`~pyro_vae.objectives.IWAE` of it is the MIWAE bound, a lower bound on the logarithm above in nats
-    per datapoint; :mod:`pyro_vae.evidence` estimates that logarithm; and with nothing missing each is what it is for
-    the pair itself, bit for bit. That entries are missing must not depend on their values given the others.
+    Entries are independent given z, so the missing ones integrate to one. This pair can be used wherever the original
+    one can: its :class:`~pyro_vae.objectives.IWAE` is the MIWAE bound, a lower bound on
+    :math:`\log p(x^{\mathrm{obs}})` in nats per datapoint, which :mod:`pyro_vae.evidence` estimates. Without missing
+    entries all results equal those of the original pair, bit for bit. Entries have to be missing at random: given the
+    observed entries, whether one is missing must not depend on its value.
 
     Arguments:
-        pair: A VAE, anything else with ``.model`` and ``.guide``, or a tuple ``(model, guide)``, whose programs take
-            ``mask=``, true where x is observed. Of an incomplete pair it is the same again.
+        pair: A VAE, another object with ``.model`` and ``.guide``, or a tuple ``(model, guide)``. Both programs take
+            ``mask=``, true where x is observed. An incomplete pair stays as it is.
 
     Errors:
-        PairError: for something that is no pair, and for programs that take no ``mask=``.
+        PairError: for anything other than a pair, and for programs that take no ``mask=``.
 
     References:
         | MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets (Mattei & Frellsen, 2019)
@@ -53,20 +54,20 @@ class Incomplete(TakesMissing):
         for name, program in {"model": self._model, "guide": self._guide}.items():
             if not _takes_mask(program):
                 raise PairError(
-                    f"pair: the {name} takes no mask=, expected one that is true where x is observed: give it "
-                    "mask=None, and let only observed entries count"
+                    f"pair: the {name} takes no mask=, expected one that is true where x is observed: give it an "
+                    "argument mask=None, and let only observed entries count"
                 )
-        self.parts = nn.ModuleList(modules_behind(self._model, self._guide))  # whose parameters are this module's
+        self.parts = nn.ModuleList(modules_behind(self._model, self._guide))  # their parameters are this module's
 
     def model(self, x: Any = None, num: int | None = None) -> Any:
-        """The pair's model of the entries of x that are not NaN; ``x=None`` generates ``num`` whole datapoints."""
+        """Run the pair's model on the entries that are not NaN; ``x=None`` generates ``num`` complete datapoints."""
         if x is None:
             return self._model(None, num)
         x, mask = _split(x)
         return self._model(x, mask=mask)
 
     def guide(self, x: Any) -> Any:
-        """The pair's guide of the entries of x that are not NaN."""
+        """Run the pair's guide on the entries of x that are not NaN."""
         x, mask = _split(x)
         return self._guide(x, mask=mask)
 
@@ -74,12 +75,12 @@ class Incomplete(TakesMissing):
 def _takes_mask(program: Any) -> bool:
     try:
         parameters = inspect.signature(program).parameters.values()
-    except (TypeError, ValueError):  # it will be seen when it is called
+    except (TypeError, ValueError):  # without a signature only a call can tell
         return True
-    return any(each.name == "mask" or each.kind is each.VAR_KEYWORD for each in parameters)
+    return any(parameter.name == "mask" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _split(x: Any) -> tuple[Tensor, Tensor]:
-    """x with zeros in place of NaN, and which entries are observed."""
+    """Return x with zeros in place of NaN, and the mask of observed entries."""
     x = as_tensor(x)
     return x.nan_to_num(0.0, torch.inf, -torch.inf), ~x.isnan()

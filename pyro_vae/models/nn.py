@@ -18,7 +18,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class Tanh(nn.Tanh):
-    r"""The hyperbolic tangent; where no gradient is asked for, to 2e-7 in single precision, in a quarter of the time.
+    r"""The hyperbolic tangent, by a faster formula where no gradient is needed; the error is 2e-7 in single precision.
 
     .. math:: \tanh a = 2 \sigma(2 a) - 1
 
@@ -34,10 +34,10 @@ class Tanh(nn.Tanh):
 
 
 class MLP(nn.Module):
-    r"""Multi-layer perceptron from events of one shape to events of another.
+    r"""A multi-layer perceptron that maps events of one shape to events of another.
 
-    Leading dimensions (particles, batch) pass through: ``[*lead, *in_shape] -> [*lead, *out_shape]``. Weights start as
-    Glorot-uniform, biases at zero.
+    Leading dimensions (particles, batch) pass through: ``[*lead, *in_shape] -> [*lead, *out_shape]``. Weights are
+    initialised as Glorot-uniform, biases as zero.
 
     Arguments:
         in_shape: The shape of one input.
@@ -81,25 +81,25 @@ class MLP(nn.Module):
 
     @property
     def output_bias(self) -> Tensor:
-        """The bias of the last layer, of shape ``out_shape``: a view, to start it from what the data say."""
+        """The bias of the last layer, as a view of shape ``out_shape``, to be initialised from the data."""
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         return last.bias.view(self.out_shape)
 
 
 class TakesMask(nn.Module):
-    """An encoder that is told which entries of x are observed, ``encoder(x, mask)``; none is all of them."""
+    """An encoder that takes a mask, ``encoder(x, mask)``, true where x is observed; without it all of x is."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The network's output, of x that is zero where it is not observed."""
+        """Return the output of the network for x, which is zero where it is not observed."""
         raise NotImplementedError
 
 
 class MaskedEncoder(TakesMask):
-    r"""An encoder that is told which entries of x are observed, and so which zeros are values.
+    r"""An encoder that sees which entries of x are observed, and so which zeros are values.
 
-    The network gets x, zero where it is not observed, and the mask as a second channel, ``[n, 2, *data_shape]``. Any
-    other encoder gets the former alone, which is what Mattei & Frellsen do.
+    The network gets x, zero where it is not observed, and the mask as a second channel, ``[n, 2, *data_shape]``. An
+    ordinary encoder gets x alone, as in Mattei & Frellsen.
 
     Arguments:
         net: A module, ``[n, 2, *data_shape] -> [n, *posterior.param_shape]``.
@@ -121,16 +121,16 @@ class MaskedEncoder(TakesMask):
         self.net = net
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        seen = torch.ones_like(x) if mask is None else mask.expand(x.shape).to(x)
-        return self.net(torch.stack([x, seen], 1))
+        observed = torch.ones_like(x) if mask is None else mask.expand(x.shape).to(x)
+        return self.net(torch.stack([x, observed], 1))
 
 
 class ResidualBlock(nn.Module):
-    r"""Two 3 x 3 convolutions around which the input is carried: :math:`h + f(h)`.
+    r"""A residual block :math:`h + f(h)` of two 3 x 3 convolutions.
 
-    The second one starts at zero, so a block starts as the identity and a deep stack trains without normalisation. A
-    batch norm would tie q(z | x) to the other images of the batch, which log p(x) per datapoint has no place for; so
-    there is none unless ``norm=`` asks for it.
+    The second convolution is initialised at zero, so that the block starts as the identity and a deep stack trains
+    without normalisation. Batch normalisation is used only if ``norm=`` names it, because it makes q(z | x) depend on
+    the other images of the batch, so that log p(x) per datapoint is undefined.
 
     References:
         | Identity Mappings in Deep Residual Networks (He et al., 2016)  https://arxiv.org/abs/1603.05027
@@ -156,20 +156,20 @@ class ResidualBlock(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    r"""From images to events of any shape: a stage per entry of ``channels``, each of which halves the resolution.
+    r"""A convolutional network from images to events of any shape, in stages that each halve the resolution.
 
-    A stage is a 3 x 3 convolution of stride 2 and ``num_blocks`` of :class:`ResidualBlock`; a linear layer ends it.
-    Leading dimensions pass through: ``[*lead, *in_shape] -> [*lead, *out_shape]``.
+    A stage is a 3 x 3 convolution of stride 2 followed by ``num_blocks`` of :class:`ResidualBlock`; a linear layer
+    follows the last stage. Leading dimensions pass through: ``[*lead, *in_shape] -> [*lead, *out_shape]``.
 
     Arguments:
         in_shape: The shape of one image: ``(height, width)`` or ``(channels, height, width)``.
-        channels: The channels of each stage.
+        channels: The number of channels of each stage.
         out_shape: The shape of one output.
-        num_blocks: Residual blocks per stage.
-        norm: The constructor of a normalisation by channels, such as ``nn.BatchNorm2d``.
+        num_blocks: The number of residual blocks per stage.
+        norm: The constructor of a normalisation of channels, such as ``nn.BatchNorm2d``.
 
     Errors:
-        ConfigError: for a shape that is not an image's, or more stages than the image can be halved.
+        ConfigError: for a shape that is not that of an image, or more stages than the image can be halved.
 
     Example:
         >>> ConvEncoder((28, 28), (16, 32), (2, 8))(torch.zeros(5, 3, 28, 28)).shape
@@ -203,21 +203,22 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    r"""From vectors to images, as :class:`ConvEncoder` mirrored: a linear layer, and stages that double the resolution.
+    r"""A convolutional network from vectors to images, in stages that each double the resolution.
 
-    A stage is ``num_blocks`` of :class:`ResidualBlock`, and a 3 x 3 convolution of the image scaled up to its nearest
-    neighbours: a transposed convolution would leave a chequered pattern. ``output_bias``, one number per pixel, is
-    added in the end. Leading dimensions pass through: ``[*lead, in_dim] -> [*lead, *out_shape]``.
+    It mirrors :class:`ConvEncoder`: a linear layer, then stages of ``num_blocks`` of :class:`ResidualBlock`,
+    nearest-neighbour upsampling and a 3 x 3 convolution, since transposed convolutions leave checkerboard artefacts. At
+    the end ``output_bias``, one number per pixel, is added. Leading dimensions pass through:
+    ``[*lead, in_dim] -> [*lead, *out_shape]``.
 
     Arguments:
         in_dim: The number of latent dimensions.
-        channels: The channels of each stage, the last being those before the output.
-        out_shape: The shape of one output, whose last two dimensions are height and width.
-        num_blocks: Residual blocks per stage.
-        norm: The constructor of a normalisation by channels, such as ``nn.BatchNorm2d``.
+        channels: The number of channels of each stage, from the linear layer to the output.
+        out_shape: The shape of one output; its last two dimensions are height and width.
+        num_blocks: The number of residual blocks per stage.
+        norm: The constructor of a normalisation of channels, such as ``nn.BatchNorm2d``.
 
     Errors:
-        ConfigError: for a shape that is not an image's, or more stages than the image can be halved.
+        ConfigError: for a shape that is not that of an image, or more stages than the image can be halved.
 
     References:
         | Deconvolution and Checkerboard Artifacts (Odena et al., 2016)  https://doi.org/10.23915/distill.00003
@@ -256,7 +257,7 @@ class ConvDecoder(nn.Module):
 
 
 def _stages(channels: Sequence[int], num_blocks: int) -> int:
-    """How many stages there are to be, of at least one channel each."""
+    """Return the number of stages, after checking that each has at least one channel."""
     require_count("num_blocks", num_blocks, least=0)
     for size in channels:
         require_count("channels", size)
@@ -264,7 +265,7 @@ def _stages(channels: Sequence[int], num_blocks: int) -> int:
 
 
 def _sizes(shape: Sequence[int], num_stages: int) -> list[tuple[int, int]]:
-    """Height and width before and after each halving, which rounds up."""
+    """Return height and width before and after each halving, which rounds up."""
     sizes = [(shape[-2], shape[-1])] if len(shape) > 1 else []
     for _ in range(num_stages):
         if not sizes or min(sizes[-1]) < 2:
@@ -287,14 +288,15 @@ def _shape(shape: Shape) -> tuple[int, ...]:
 
 
 def bounded(parameter: Tensor, low: float, high: float, *, training: bool) -> Tensor:
-    """A parameter within its bounds.
+    """Return a parameter within its bounds.
 
-    In training it is itself put back onto the bound: clamped alone, it would have no gradient there, and never return.
+    In training the parameter itself is moved back to the bound: clamping would leave it without a gradient there, so
+    that it could never return.
     """
     if not training or not isinstance(parameter, nn.Parameter):
         return parameter.clamp(low, high)
     with torch.no_grad():
-        inside = parameter.clamp(low, high)
-        if not torch.equal(inside, parameter):
-            parameter.copy_(inside)
+        clamped = parameter.clamp(low, high)
+        if not torch.equal(clamped, parameter):
+            parameter.copy_(clamped)
     return parameter

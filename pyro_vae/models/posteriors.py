@@ -1,4 +1,4 @@
-"""Posterior families q(z | x): modules that turn the encoder's output into a distribution over z."""
+"""Posterior families q(z | x): modules that map the encoder's output to a distribution over z."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 
 class Posterior(nn.Module):
-    """What every family is: encoder output ``[*lead, *param_shape]`` -> distribution over ``[latent_dim]``."""
+    """The base class: a map from encoder output ``[*lead, *param_shape]`` to a distribution over ``[latent_dim]``."""
 
     def __init__(
         self, latent_dim: int, param_shape: Sequence[int], *, min_scale: float = 1e-4, max_scale: float = 1e4
@@ -26,26 +26,26 @@ class Posterior(nn.Module):
         self.log_bounds = (math.log(min_scale), math.log(max_scale))
 
     def forward(self, params: Tensor) -> Distribution:
-        """The distribution of z, with ``[latent_dim]`` as its event."""
+        """Return the distribution of z, with event shape ``[latent_dim]``."""
         raise NotImplementedError
 
     def log_scale(self, params: Tensor) -> Tensor:
-        """Of the encoder's output, the logarithms of the scales that are bounded."""
+        """Return the log-scales in the encoder's output, before they are clamped."""
         raise NotImplementedError
 
     def hits(self, params: Tensor) -> Tensor:
-        """How many scales were clamped, as a scalar tensor."""
+        """Return the number of clamped scales, as a scalar tensor."""
         log_scale = self.log_scale(params)
         low, high = self.log_bounds
         return ((log_scale < low) | (log_scale > high)).sum()
 
 
 class DiagonalNormal(Posterior):
-    r"""Diagonal Gaussian :math:`q(z \mid x) = \mathcal N(\mu(x), \mathrm{diag}\,\sigma(x)^2)` with a bounded scale.
+    r"""The diagonal Gaussian :math:`q(z \mid x) = \mathcal N(\mu(x), \mathrm{diag}\,\sigma(x)^2)`, with bounded scales.
 
     The encoder returns ``[*lead, 2, latent_dim]``: the location and the log-scale. The log-scale is clamped, so that no
-    input can make :math:`\sigma` zero or infinite; :meth:`hits` counts how often that happened. Where it is clamped its
-    gradient is zero, as it should be: passed on, it would push ever further beyond the bound.
+    input can make :math:`\sigma` zero or infinite; :meth:`hits` counts the clamped scales. Their gradient is zero, so
+    that it cannot push them ever further beyond the bound.
 
     Arguments:
         latent_dim: The number of latent dimensions.
@@ -72,18 +72,18 @@ class DiagonalNormal(Posterior):
 
 
 class FullNormal(Posterior):
-    r"""Gaussian with full covariance, :math:`q(z \mid x) = \mathcal N(\mu, L L^\top)`, through its Cholesky factor.
+    r"""The Gaussian with full covariance, :math:`q(z \mid x) = \mathcal N(\mu, L L^\top)`, by its Cholesky factor.
 
     The encoder returns ``[*lead, latent_dim (latent_dim + 3) / 2]``: the location, the logarithm of the diagonal of
-    :math:`L`, and what is below the diagonal, row by row, in units of that row's diagonal entry. The diagonal is
-    bounded as the scales of :class:`DiagonalNormal` are, and with zeros below it this is that family.
+    :math:`L`, and the entries below the diagonal, row by row, in units of their row's diagonal entry. The diagonal is
+    bounded like the scales of :class:`DiagonalNormal`, which is this family with zeros below the diagonal.
 
     Arguments:
         latent_dim: The number of latent dimensions.
         min_scale, max_scale: The bounds on the diagonal of :math:`L`.
 
     References:
-        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), for families beyond the diagonal one
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), for families beyond diagonal ones
         | https://arxiv.org/abs/1505.05770
 
     Example:
@@ -114,7 +114,7 @@ class FullNormal(Posterior):
 
 
 def moved(q: Any, noise: Tensor) -> Tensor:
-    """Standard normal values as values of a Gaussian of either family.
+    """Transform standard normal values to draws from q, a Gaussian of either family.
 
     Example:
         >>> moved(DiagonalNormal(2)(torch.zeros(2, 2)), torch.ones(2))

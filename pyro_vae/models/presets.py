@@ -1,4 +1,4 @@
-"""Functions that assemble a VAE from public parts; nothing here could not be written by a user."""
+"""Functions that assemble a VAE from public parts, as a user could."""
 
 from __future__ import annotations
 
@@ -18,29 +18,24 @@ from .nn import MLP, ConvDecoder, ConvEncoder
 from .posteriors import DiagonalNormal
 from .ppca import PPCA, PPCADecoder, PPCAEncoder
 from .priors import StandardNormal
-from .registry import (
-    likelihood_named,
-    posterior_named,
-    prior_named,
-    started_at_mean,
-)
+from .registry import likelihood_named, posterior_named, prior_named, started_at_mean
 from .tabular import ColumnsEncoder, Kind
 from .vae import VAE
 
 P = ParamSpec("P")
 Built = TypeVar("Built", bound=BaseVAE)
-_START = ("data_mean", "data_covariance")  # where the parameters start is not needed to read others
+_START = ("data_mean", "data_covariance")  # they set initial values only, which a checkpoint overwrites
 
 PRESETS: dict[str, Callable[..., BaseVAE]] = {}
-"""Every preset by name: what a checkpoint looks up to rebuild a model."""
+"""All presets by name, from which a checkpoint rebuilds its model."""
 
 
 def _preset(build: Callable[P, Built]) -> Callable[P, Built]:
-    """Note in the VAE which preset made it and with which arguments, so that a checkpoint can rebuild it."""
+    """Make a preset record its name and arguments in the VAE, so that a checkpoint can rebuild it."""
     signature = inspect.signature(build)
 
     @wraps(build)
-    def remember(*args: P.args, **kwargs: P.kwargs) -> Built:
+    def record(*args: P.args, **kwargs: P.kwargs) -> Built:
         vae = build(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -48,8 +43,8 @@ def _preset(build: Callable[P, Built]) -> Callable[P, Built]:
         vae.recipe = {"preset": build.__name__, **arguments}
         return vae
 
-    PRESETS[build.__name__] = remember
-    return remember
+    PRESETS[build.__name__] = record
+    return record
 
 
 @_preset
@@ -68,23 +63,23 @@ def mlp_vae(
     data_mean: Any = None,
     name: str = "vae",
 ) -> VAE:
-    r"""A VAE with perceptrons of tanh units on both sides; by default with an N(0, I) prior and a diagonal posterior.
+    r"""A VAE with tanh perceptrons as encoder and decoder; by default with an N(0, I) prior and a diagonal posterior.
 
     Arguments:
         data_shape: The shape of one datapoint; images keep theirs, e.g. ``(28, 28)``.
         latent_dim: The number of latent dimensions.
-        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        likelihood: ``"bernoulli"`` for binary data, ``"gaussian"`` for real data, ``"continuous_bernoulli"`` for grey
-            levels in [0, 1] as numbers, ``"discretised_logistic"`` for so many of them.
-        likelihood_scale: Where the scale of a Gaussian or discretised logistic comes from, see
+        hidden: The widths of the encoder's hidden layers; the decoder has them in reverse order.
+        likelihood: ``"bernoulli"`` for binary data, ``"gaussian"`` for real data, ``"continuous_bernoulli"`` for
+            continuous grey levels in [0, 1], ``"discretised_logistic"`` for ``num_levels`` discrete ones.
+        likelihood_scale: The source of the scale of a Gaussian or discretised logistic, see
             :class:`~pyro_vae.likelihoods.Gaussian`.
         relaxed: Accept grey values under a Bernoulli, see :class:`~pyro_vae.likelihoods.Bernoulli`.
-        num_levels: Of a discretised logistic.
-        prior: ``"standard"``, ``"mixture"`` for a :class:`~pyro_vae.priors.GaussianMixture`, ``"vamp"`` for a
-            :class:`~pyro_vae.priors.VampPrior`, whose pseudo-inputs start around ``data_mean``.
-        num_components: Of a mixture or a VampPrior.
+        num_levels: The number of grey levels of a discretised logistic.
+        prior: ``"standard"``, ``"mixture"`` for a :class:`~pyro_vae.priors.GaussianMixture`, or ``"vamp"`` for a
+            :class:`~pyro_vae.priors.VampPrior` with pseudo-inputs that start around ``data_mean``.
+        num_components: The number of components of a mixture or VampPrior.
         posterior: ``"diagonal"``, or ``"full"`` for a Gaussian with full covariance.
-        data_mean: The mean of the training data; the decoder's output bias then starts where it predicts that mean.
+        data_mean: The mean of the training data; the decoder's initial output bias predicts it.
         name: The prefix of the parameter names in Pyro's store.
 
     Example:
@@ -95,7 +90,7 @@ def mlp_vae(
     observe = likelihood_named(likelihood, data_shape, likelihood_scale, relaxed, num_levels)
     family = posterior_named(posterior, latent_dim)
     decoder = started_at_mean(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
-    encoder = MLP(data_shape, hidden, family.param_shape)  # second: the order of the draws is part of what a seed means
+    encoder = MLP(data_shape, hidden, family.param_shape)  # after the decoder, so that a seed keeps its initial weights
     return VAE(
         encoder=encoder,
         decoder=decoder,
@@ -118,12 +113,13 @@ def table_vae(
     data_mean: Any = None,
     name: str = "vae",
 ) -> VAE:
-    r"""A VAE for tables with columns of different kinds, some of whose entries may be missing.
+    r"""A VAE for tables with columns of different kinds, in which entries may be missing.
 
     Arguments:
         kinds: For each column ``"normal"``, ``"count"`` or ``("categorical", number of categories)``, see
-            :class:`~pyro_vae.likelihoods.Columns`; standardise normal ones.
-        latent_dim, hidden, prior, num_components, posterior, data_mean, name: As for :func:`mlp_vae`, but no VampPrior.
+            :class:`~pyro_vae.likelihoods.Columns`; standardise normal columns.
+        latent_dim, hidden, prior, num_components, posterior, data_mean, name: As for :func:`mlp_vae`, except that
+            there is no VampPrior.
 
     Example:
         >>> vae = table_vae(kinds=["normal", "count", ("categorical", 3)], latent_dim=2, hidden=(16,))
@@ -131,7 +127,7 @@ def table_vae(
         torch.Size([5, 3])
     """
     if prior == "vamp":
-        raise ConfigError("prior='vamp': pseudo-inputs are no categories: expected 'standard' or 'mixture'")
+        raise ConfigError("prior='vamp': expected 'standard' or 'mixture', since pseudo-inputs cannot be categories")
     observe, family = Columns(kinds), posterior_named(posterior, latent_dim)
     decoder = started_at_mean(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
     encoder = ColumnsEncoder(kinds, lambda size: MLP(size, hidden, family.param_shape))
@@ -157,23 +153,22 @@ def ppca_vae(
     data_covariance: Any = None,
     name: str = "vae",
 ) -> VAE:
-    r"""A VAE of real-valued data that starts as probabilistic PCA, and learns by perceptrons what is not linear.
+    r"""A VAE of real-valued data that starts as probabilistic PCA; its perceptrons learn the non-linear remainder.
 
-    Before a step of training it is the linear model with the greatest likelihood, and its guide the best diagonal
-    Gaussian for that, whichever entries are missing; see :class:`~pyro_vae.models.ppca.PPCA`.
+    At the start its model is the maximum-likelihood linear model, and its guide is the best diagonal Gaussian for that
+    model, whichever entries are missing; see :class:`~pyro_vae.models.ppca.PPCA`.
 
     Arguments:
         data_shape, latent_dim, hidden, name: As for :func:`mlp_vae`.
-        likelihood_scale: Of the Gaussian likelihood: a number, or ``"learned"`` for one per entry of x.
-        scale_mixture: Let the decoder scale each latent dimension, for data of which some are smoother, or less spread,
-            than others.
+        likelihood_scale: The scale of the Gaussian likelihood: a number, or ``"learned"`` for one per entry of x.
+        scale_mixture: Let the decoder scale each latent dimension, for data that differ in smoothness or spread.
         data_mean: The mean of the training data, ``data_shape``; zero by default.
-        data_covariance: Their covariance, ``[d, d]`` for data of d entries, such as ``pandas.DataFrame(x).cov()`` of
-            incomplete ones; by default the identity, which has no leading axes: with a learned scale, what is
-            linear then starts at zero.
+        data_covariance: The covariance of the training data, ``[d, d]`` for d entries; for incomplete data for instance
+            ``pandas.DataFrame(x).cov()``. The default is the identity, which has no leading axes: the linear part then
+            starts at zero if the scale is learned.
 
     Errors:
-        ConfigError: for a covariance that does not belong to data of this shape.
+        ConfigError: for a covariance that does not fit data of this shape.
 
     References:
         | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
@@ -184,8 +179,8 @@ def ppca_vae(
         >>> vae.decode(torch.ones(1, 1)).mean.detach().abs()
         tensor([[2., 0., 0.]])
     """
-    known = None if likelihood_scale == "learned" else likelihood_scale
-    start = PPCA.most_likely(data_shape, latent_dim, mean=data_mean, covariance=data_covariance, scale=known)
+    scale = None if likelihood_scale == "learned" else likelihood_scale
+    start = PPCA.maximum_likelihood(data_shape, latent_dim, mean=data_mean, covariance=data_covariance, scale=scale)
     return VAE(
         encoder=PPCAEncoder(hidden, start),
         decoder=PPCADecoder(tuple(hidden)[::-1], start, scale_mixture=scale_mixture),
@@ -213,17 +208,17 @@ def conv_vae(
     data_mean: Any = None,
     name: str = "vae",
 ) -> VAE:
-    r"""A VAE with residual convolutions on both sides, for images ``(height, width)`` or ``(channels, height, width)``.
+    r"""A VAE with residual convolutions, for images ``(height, width)`` or ``(channels, height, width)``.
 
     Arguments:
-        channels: The channels of each stage of the encoder, which halves the resolution; the decoder has them in
-            reverse.
-        num_blocks: Residual blocks per stage.
-        data_shape, latent_dim, likelihood, likelihood_scale, relaxed, num_levels: As of :func:`mlp_vae`.
-        prior, num_components, posterior, data_mean, name: As of :func:`mlp_vae`.
+        channels: The number of channels of each stage of the encoder, which halves the resolution; the decoder has
+            them in reverse order.
+        num_blocks: The number of residual blocks per stage.
+        data_shape, latent_dim, likelihood, likelihood_scale, relaxed, num_levels: As for :func:`mlp_vae`.
+        prior, num_components, posterior, data_mean, name: As for :func:`mlp_vae`.
 
     Errors:
-        ConfigError: for data that are no images, or too small for so many stages.
+        ConfigError: for data that are not images, or are too small for the number of stages.
 
     Example:
         >>> vae = conv_vae(data_shape=(3, 32, 32), latent_dim=2, channels=(8, 16), likelihood="discretised_logistic")
@@ -248,9 +243,9 @@ def conv_vae(
 def burda_vae(
     *, data_shape: Sequence[int] = (28, 28), latent_dim: int = 50, data_mean: Any = None, name: str = "vae"
 ) -> VAE:
-    r"""The one-layer network of the IWAE paper: 784-200-200-(50)-200-200-784, tanh, Bernoulli, Glorot start.
+    r"""The one-layer network of the IWAE paper: 784-200-200-(50)-200-200-784, tanh, Bernoulli, Glorot initialisation.
 
-    ``data_mean`` is the mean training image; its logit is where the decoder's output bias starts, as in the paper.
+    ``data_mean`` is the mean training image; the decoder's output bias starts at its logit, as in the paper.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016)  https://arxiv.org/abs/1509.00519
@@ -270,12 +265,12 @@ def burda_two_layer_vae(
     data_mean: Any = None,
     name: str = "vae",
 ) -> HierarchicalVAE:
-    r"""The two-layer network of the IWAE paper: 784-200-200-(100)-100-100-(50) and mirrored, tanh, Bernoulli.
+    r"""The two-layer network of the IWAE paper: 784-200-200-(100)-100-100-(50) and its mirror, tanh, Bernoulli.
 
     Arguments:
         data_shape: The shape of one datapoint.
         latent_dims: The number of dimensions of z1 and of z2.
-        data_mean: The mean training image; its logit is where the decoder's output bias starts, as in the paper.
+        data_mean: The mean training image; the decoder's output bias starts at its logit, as in the paper.
         name: The prefix of the parameter names in Pyro's store.
 
     References:

@@ -1,4 +1,4 @@
-r"""Pairs whose log p(x) is known exactly: what estimators are tested and compared on."""
+r"""Pairs with exact log p(x), on which estimators are tested and compared."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LinearGaussian:
         self._gain = self.posterior_covariance @ weighted.T
 
     def model(self, x: Tensor | None = None, num: int | None = None, mask: Tensor | None = None) -> Tensor:
-        """The Pyro program, of the entries of x where ``mask`` is true; ``x=None`` generates ``num`` datapoints."""
+        """The Pyro program of the entries of x where ``mask`` is true; ``x=None`` generates ``num`` datapoints."""
         size = len(x) if x is not None else (1 if num is None else num)
         zeros = self.W.new_zeros(self.latent_dim)
         with pyro.plate("data", size):
@@ -48,13 +48,14 @@ class LinearGaussian:
         inflate: float = 1.0,
         mean_field: bool = False,
     ) -> Callable[..., Tensor]:
-        r"""A guide at a known distance from the exact posterior, which it is by default.
+        r"""Return a guide: by default the exact posterior, or a Gaussian at a known distance from it.
 
         Arguments:
-            shift: Added to the posterior mean.
-            scale: The standard deviations of a diagonal Gaussian, in place of the posterior's covariance.
-            inflate: Multiplies the standard deviations, whichever they are.
-            mean_field: The best diagonal Gaussian, with variances one over the diagonal of the posterior's precision.
+            shift: The difference of its mean from the posterior mean.
+            scale: The standard deviations of a diagonal Gaussian, in place of the posterior covariance.
+            inflate: A factor for the standard deviations.
+            mean_field: Use the best diagonal Gaussian; its variances are one over the diagonal of the posterior
+                precision.
         """
         shift = torch.as_tensor(shift, dtype=self.W.dtype)
 
@@ -74,22 +75,23 @@ class LinearGaussian:
     def log_evidence(self, x: Float[Tensor, "batch data"], mask: Tensor | None = None) -> Float[Tensor, " batch"]:
         r""":math:`\log p(x) = \log \mathcal N(x; \mu, W W^\top + \mathrm{diag}\,\sigma^2)`, in nats per datapoint.
 
-        With a mask it is that of the entries where the mask is true, a marginal of this Gaussian.
+        With a mask it is that of the entries where the mask is true, by a marginal of this Gaussian.
         """
         covariance = self.W @ self.W.T + torch.diag(self.scale.square())
         if mask is None:
             return dist.MultivariateNormal(self.loc, covariance).log_prob(x)
-        seen = mask.to(x)  # entries that are not observed become standard normals of their own, at zero
-        covariance = covariance * seen[:, :, None] * seen[:, None, :] + torch.diag_embed(1 - seen)
-        whole = dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(((x - self.loc) * seen).nan_to_num())
-        return whole + 0.5 * math.log(2 * math.pi) * (1 - seen).sum(-1)
+        observed = mask.to(x)  # other entries become independent standard normal variables with the value zero
+        covariance = covariance * observed[:, :, None] * observed[:, None, :] + torch.diag_embed(1 - observed)
+        value = ((x - self.loc) * observed).nan_to_num()
+        log_prob = dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(value)
+        return log_prob + 0.5 * math.log(2 * math.pi) * (1 - observed).sum(-1)
 
     def posterior(self, x: Float[Tensor, "batch data"], mask: Tensor | None = None) -> Distribution:
-        r""":math:`p(z \mid x)`, a Gaussian, of the entries where the mask is true; with no mask of one covariance."""
+        r"""The Gaussian :math:`p(z \mid x)`, given the entries of x where the mask is true."""
         return dist.MultivariateNormal(*self._given(x, mask))
 
     def sample(self, num: int, *, seed: int | None = None) -> Float[Tensor, "num data"]:
-        """``num`` draws of x from the model; with a seed, torch's own generator is left as it is."""
+        """Draw ``num`` datapoints from the model; with a seed, torch's own generator keeps its state."""
         if seed is not None:
             with seeded(seed, "linear_gaussian"):
                 return self.sample(num)
@@ -97,7 +99,7 @@ class LinearGaussian:
         return self.loc + z @ self.W.T + self.scale * torch.randn(num, len(self.loc), dtype=self.W.dtype)
 
     def _given(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of p(z | x)."""
+        """Return the mean and covariance of p(z | x)."""
         if mask is None:
             return (x - self.loc) @ self._gain.T, self.posterior_covariance
         weights = mask.to(x) / self.scale.square()
@@ -108,16 +110,14 @@ class LinearGaussian:
 
 
 def linear_gaussian(*, W: Any, scale: Any = 1.0, loc: Any = 0.0) -> LinearGaussian:
-    r"""The linear-Gaussian model, a VAE whose every quantity has a closed form.
-
-    The conjugate problem in one dimension, :math:`x \mid z \sim \mathcal N(z, \tfrac12)`, is that of the example.
+    r"""The linear-Gaussian model, a VAE with closed forms for log p(x) and p(z | x).
 
     .. math:: z \sim \mathcal N(0, I), \quad x \mid z \sim \mathcal N(W z + \mu, \mathrm{diag}\,\sigma^2), \quad
         x \sim \mathcal N(\mu, W W^\top + \mathrm{diag}\,\sigma^2)
 
     Arguments:
-        W: Loadings ``[data, latent]``.
-        scale: Noise standard deviation, one number or one for each dimension of x.
+        W: The loadings ``[data, latent]``.
+        scale: The standard deviation of the noise, one number or one for each dimension of x.
         loc: The mean of x.
 
     References:
@@ -125,7 +125,7 @@ def linear_gaussian(*, W: Any, scale: Any = 1.0, loc: Any = 0.0) -> LinearGaussi
         | https://doi.org/10.1111/1467-9868.00196
 
     Example:
-        >>> problem = linear_gaussian(W=[[1.0]], scale=0.5**0.5)
+        >>> problem = linear_gaussian(W=[[1.0]], scale=0.5**0.5)  # x | z ~ N(z, 1/2)
         >>> problem.log_evidence(torch.tensor([[1.3]]))
         tensor([-1.6850])
     """
@@ -139,18 +139,18 @@ def linear_gaussian(*, W: Any, scale: Any = 1.0, loc: Any = 0.0) -> LinearGaussi
 
 
 class BernoulliNetwork:
-    r"""A network of one hidden layer whose log p(x) is known by summation; see :func:`bernoulli_network`."""
+    r"""A network with one hidden layer, with log p(x) by numerical integration; see :func:`bernoulli_network`."""
 
     def __init__(self, A: Tensor, B: Tensor, b: Tensor, c: Tensor) -> None:
         self.A, self.B, self.b, self.c = A, B, b, c
         self.latent_dim = B.shape[1]
 
     def logits(self, z: Float[Tensor, "*lead latent"]) -> Float[Tensor, "*lead data"]:
-        r""":math:`A \tanh(B z + b) + c`."""
+        r"""The logits of x, :math:`A \tanh(B z + b) + c`."""
         return torch.tanh(z @ self.B.T + self.b) @ self.A.T + self.c
 
     def model(self, x: Tensor | None = None, num: int | None = None) -> Tensor:
-        """The Pyro program; with ``x=None`` it generates ``num`` datapoints."""
+        """The Pyro program; ``x=None`` generates ``num`` datapoints."""
         size = len(x) if x is not None else (1 if num is None else num)
         zeros = self.B.new_zeros(self.latent_dim)
         with pyro.plate("data", size):
@@ -158,7 +158,7 @@ class BernoulliNetwork:
             return pyro.sample("x", dist.Bernoulli(logits=self.logits(z)).to_event(1), obs=x)
 
     def guide(self, *, loc: Any = 0.0, scale: Any = 1.0) -> Callable[[Tensor], Tensor]:
-        """One diagonal Gaussian for every x, by default the prior."""
+        """Return a guide that is the same diagonal Gaussian for every x, by default the prior."""
         loc, scale = (torch.as_tensor(part, dtype=self.B.dtype).expand(self.latent_dim) for part in (loc, scale))
 
         def guide(x: Tensor) -> Tensor:
@@ -168,21 +168,22 @@ class BernoulliNetwork:
         return guide
 
     def log_evidence(self, x: Float[Tensor, "batch data"]) -> Float[Tensor, " batch"]:
-        r""":math:`\log p(x)` in nats per datapoint, summed in float64 over a grid whose halving changes nothing."""
-        every, place = x.double().unique(dim=0, return_inverse=True)
-        step, before = 0.2, self._summed(every, 0.4)
-        while ((found := self._summed(every, step)) - before).abs().max() > 1e-11:
-            step, before = step / 2, found
-        return found[place].to(x.dtype)
+        r""":math:`\log p(x)` in nats per datapoint, by integration over z in float64 on ever finer grids."""
+        distinct, index = x.double().unique(dim=0, return_inverse=True)
+        step, coarse = 0.2, self._integral(distinct, 0.4)
+        while ((fine := self._integral(distinct, step)) - coarse).abs().max() > 1e-11:
+            step, coarse = step / 2, fine
+        return fine[index].to(x.dtype)
 
     def sample(self, num: int, *, seed: int | None = None) -> Float[Tensor, "num data"]:
-        """``num`` draws of x from the model; with a seed, torch's own generator is left as it is."""
+        """Draw ``num`` datapoints from the model; with a seed, torch's own generator keeps its state."""
         if seed is not None:
             with seeded(seed, "bernoulli_network"):
                 return self.sample(num)
         return torch.bernoulli(torch.sigmoid(self.logits(torch.randn(num, self.latent_dim, dtype=self.B.dtype))))
 
-    def _summed(self, x: Tensor, step: float) -> Tensor:
+    def _integral(self, x: Tensor, step: float) -> Tensor:
+        r"""Return :math:`\log \int p(x, z)\, dz` by the rectangle rule."""
         axis = torch.arange(-9, 9 + step / 2, step, dtype=torch.float64)
         z = torch.cartesian_prod(*[axis] * self.latent_dim).reshape(-1, self.latent_dim)
         logits = torch.tanh(z @ self.B.double().T + self.b.double()) @ self.A.double().T + self.c.double()
@@ -197,15 +198,15 @@ def bernoulli_network(
     b: Any = (0.1, -0.2, 0.0),
     c: Any = (0.2, -0.1, 0.0, 0.3),
 ) -> BernoulliNetwork:
-    r"""A VAE that is not linear, with binary data so few that log p(x) can be known for all of them.
+    r"""A non-linear VAE of a few binary pixels, with log p(x) by integration over one or two latent dimensions.
 
     .. math:: z \sim \mathcal N(0, I), \quad x \mid z \sim \mathrm{Bernoulli}(\sigma(A \tanh(B z + b) + c)), \quad
         \sum_x p(x) = 1
 
     Arguments:
-        A: Outer weights ``[data, hidden]``.
-        B: Inner weights ``[hidden, latent]``, of one or two latent dimensions.
-        b, c: Biases ``[hidden]`` and ``[data]``.
+        A: The outer weights ``[data, hidden]``.
+        B: The inner weights ``[hidden, latent]``, for one or two latent dimensions.
+        b, c: The biases ``[hidden]`` and ``[data]``.
 
     Example:
         >>> problem = bernoulli_network()

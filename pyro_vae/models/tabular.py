@@ -1,4 +1,4 @@
-"""What kinds of columns a table has, and an encoder that reads them."""
+"""The kinds of columns in a table, and an encoder of its rows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Kind = str | Sequence[Any]
 
 
 def num_categories(kinds: Sequence[Kind]) -> list[int]:
-    """For each column its number of categories, 1 for a count and 0 for a normal one.
+    """Return the number of categories of each column: 1 for a count and 0 for a normal column.
 
     Errors:
-        ConfigError: for a kind that there is not, and for no columns.
+        ConfigError: for an unknown kind, and for no columns.
 
     Example:
         >>> num_categories(["normal", "count", ("categorical", 3)])
@@ -31,32 +31,33 @@ def num_categories(kinds: Sequence[Kind]) -> list[int]:
     """
     if not len(kinds):
         raise ConfigError("kinds: found none, expected one for each column")
-    return [_one(place, kind) for place, kind in enumerate(kinds)]
+    return [_num_categories_of(index, kind) for index, kind in enumerate(kinds)]
 
 
-def _one(place: int, kind: Kind) -> int:
+def _num_categories_of(index: int, kind: Kind) -> int:
     if kind in ("normal", "count"):
         return int(kind == "count")
     match kind:
         case ["categorical", Integral() as number] if int(number) >= 2:
             return int(number)
     raise ConfigError(
-        f"column {place}: found {kind!r}, expected 'normal', 'count' or ('categorical', number of categories)"
+        f"column {index}: found {kind!r}, expected 'normal', 'count' or ('categorical', number of categories)"
     )
 
 
 class ColumnsEncoder(TakesMask):
-    r"""An encoder of a table's rows: normal columns as they are, log(1 + count), categories one by one, and the mask.
+    r"""An encoder of the rows of a table, which presents its columns to a network as features.
 
-    The network gets all of that, zero where it is missing, and for each column whether it is observed.
+    The features are normal columns as they are, log(1 + count), and categories one-hot, all zero where they are
+    missing; and for each column whether it is observed.
 
     Arguments:
         kinds: For each column ``"normal"``, ``"count"`` or ``("categorical", number)``.
-        net: A function of that number of features that makes the module, ``[n, features] ->
+        net: A function of the number of features that returns the network, ``[n, features] ->
             [n, *posterior.param_shape]``.
 
     Errors:
-        ConfigError: for a kind that there is not.
+        ConfigError: for an unknown kind.
 
     Example:
         >>> import pyro_vae as pv
@@ -72,13 +73,13 @@ class ColumnsEncoder(TakesMask):
         self.net: nn.Module = net(sum(max(number, 1) for number in self.num_categories) + len(kinds))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        seen = torch.ones_like(x) if mask is None else mask.to(x)
-        columns = [_feature(x[:, place], number) for place, number in enumerate(self.num_categories)]
-        features = [column * seen[:, place, None] for place, column in enumerate(columns)]
-        return self.net(torch.cat([*features, seen], 1))
+        observed = torch.ones_like(x) if mask is None else mask.to(x)
+        columns = zip(self.num_categories, x.unbind(1), observed.unbind(1), strict=True)
+        features = [_features(column, number) * known[:, None] for number, column, known in columns]
+        return self.net(torch.cat([*features, observed], 1))
 
 
-def _feature(column: Tensor, number: int) -> Tensor:
+def _features(column: Tensor, number: int) -> Tensor:
     if number > 1:
         return one_hot(column.long(), number).to(column)
     return (torch.log1p(column) if number else column)[:, None]

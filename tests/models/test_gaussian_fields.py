@@ -121,7 +121,7 @@ def test_a_prior_vae_answers_as_the_exact_process_does_and_an_untrained_one_of_a
         ({"num_coefficients": 3, "covariance": lambda _: -covariance(0.2)}, "found negative eigenvalues"),
         (
             {"num_coefficients": 3, "covariance": lambda n: covariance(0.2)[:n, :n], "parameters": [30, 40]},
-            r"found \(30, 30\) and \(40, 40\), expected one number of places",
+            r"found \(30, 30\) and \(40, 40\), expected the same number of places",
         ),
         ({"num_coefficients": 0}, "num_coefficients=0: expected at least 1"),
         ({"num_coefficients": 3, "num_draws": 0}, "num_draws=0: expected at least 1"),

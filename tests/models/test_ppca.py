@@ -17,7 +17,7 @@ def covariance():
 
 @pytest.fixture
 def start(covariance):
-    return PPCA.most_likely((5,), 2, mean=torch.arange(5.0), covariance=covariance)
+    return PPCA.maximum_likelihood((5,), 2, mean=torch.arange(5.0), covariance=covariance)
 
 
 @pytest.fixture
@@ -127,5 +127,5 @@ def test_a_covariance_that_is_not_the_data_s_gets_one_line(covariance):
 
 
 def test_a_covariance_of_incomplete_data_may_have_negative_eigenvalues():
-    start = PPCA.most_likely((2,), 1, covariance=torch.tensor([[1.0, 1.2], [1.2, 1.0]]))
+    start = PPCA.maximum_likelihood((2,), 1, covariance=torch.tensor([[1.0, 1.2], [1.2, 1.0]]))
     assert torch.allclose(start.loadings.square().sum(), torch.tensor(2.2), atol=1e-3)
