@@ -1,4 +1,4 @@
-"""Priors p(z): modules that return a distribution over one latent vector."""
+"""Priors p(z): modules that return a distribution over a latent vector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .posteriors import Posterior
 
 
 class Prior(nn.Module):
-    """What every prior is: called without arguments, the distribution p(z), with ``[latent_dim]`` as its event."""
+    """The base class: called without arguments, it returns p(z), with event shape ``[latent_dim]``."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class StandardNormal(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim)
-        # Buffers follow the module's device and dtype; they are constants and so not part of the saved state.
+        # Buffers follow the module's device and dtype; they are constants and not part of the saved state.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
@@ -53,7 +53,7 @@ class StandardNormal(Prior):
 
 
 class GaussianMixture(Prior):
-    r"""A mixture of diagonal Gaussians whose weights, locations and scales are learned with the networks.
+    r"""A mixture of diagonal Gaussians with weights, locations and scales that are learned with the networks.
 
     .. math:: p(z) = \sum_{c=1}^C \pi_c \, \mathcal N(z; \mu_c, \mathrm{diag}\, \sigma_c^2)
 
@@ -61,9 +61,9 @@ class GaussianMixture(Prior):
 
     Arguments:
         latent_dim: The number of latent dimensions.
-        num_components: :math:`C`.
-        min_scale, max_scale: Bounds on :math:`\sigma`: around a single datapoint's code a component could collapse, and
-            the density there grow without limit.
+        num_components: The number of components C.
+        min_scale, max_scale: The bounds on :math:`\sigma`. Without them a component could collapse onto the code of a
+            single datapoint, where its density would grow without limit.
 
     References:
         | Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders (Dilokthanakul et al., 2016)
@@ -94,18 +94,18 @@ class VampPrior(Prior):
 
     .. math:: p(z) = \frac1C \sum_{c=1}^C q(z \mid u_c)
 
-    With the training data in the place of :math:`u` it would be the aggregate posterior, which is the best prior there
-    is for the ELBO. The encoder is shared with q(z | x) and trained by both.
+    If all training data were its pseudo-inputs it would be the aggregate posterior, the prior that maximises the ELBO.
+    The encoder is shared with q(z | x), and both terms train it.
 
     Arguments:
-        pseudo_inputs: Where :math:`u` starts, ``[num_components, *data_shape]``: some of the training data, say.
-        encoder, posterior: Those of the VAE that the prior is for; they are used here and belong there.
+        pseudo_inputs: The initial :math:`u`, ``[num_components, *data_shape]``, for instance some of the training data.
+        encoder, posterior: The encoder and posterior of the VAE, which owns them.
         latent_dim: The number of latent dimensions.
-        bounds: The smallest and the largest value that data have, if there are such; pseudo-inputs are held in them.
+        bounds: The smallest and the largest possible value of the data; pseudo-inputs stay within them.
 
     Errors:
         DataError: for pseudo-inputs that are empty or not finite.
-        ConfigError: when the VAE runs, if its encoder or posterior has been replaced by another one.
+        ConfigError: when the VAE runs, if its encoder or posterior has been replaced.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018)  https://arxiv.org/abs/1705.07120
@@ -132,15 +132,15 @@ class VampPrior(Prior):
         like = next(encoder.parameters())
         self.pseudo_inputs = nn.Parameter(as_batch(pseudo_inputs).to(like).clone())
         self.bounds = bounds
-        # In a tuple they are not parts of this module: they have their names, and one place in files, in the VAE.
+        # In a tuple they are not submodules, so that their parameters are registered and saved once, by the VAE.
         self._amortised = (encoder, posterior)
 
     def require_shared(self, encoder: nn.Module, posterior: nn.Module) -> None:
-        """Raise :class:`~pyro_vae.errors.ConfigError` unless these are the encoder and posterior that it follows."""
+        """Raise :class:`~pyro_vae.errors.ConfigError` unless the prior uses this encoder and this posterior."""
         if self._amortised != (encoder, posterior):
             raise ConfigError(
-                "the VampPrior follows another encoder or posterior than its VAE has, which would neither train nor be "
-                "saved: after replacing one of them, give the VAE a new VampPrior of both"
+                "the VampPrior follows another encoder or posterior than those of its VAE, which would be neither "
+                "trained nor saved: after replacing one of them, give the VAE a new VampPrior of both"
             )
 
     def forward(self) -> Distribution:
@@ -157,9 +157,9 @@ def _mixture(logits: Tensor, components: Distribution) -> Distribution:
 
 
 def require_standard_normal(prior: Prior) -> None:
-    """Raise :class:`~pyro_vae.errors.ConfigError` for a prior that is no N(0, I)."""
+    """Raise :class:`~pyro_vae.errors.ConfigError` unless the prior is N(0, I)."""
     if not isinstance(prior, StandardNormal):
         raise ConfigError(
-            f"found a {type(prior).__name__} prior, expected a StandardNormal one, whose z is its own noise: train the "
-            "VAE with that"
+            f"found a {type(prior).__name__} prior, expected a StandardNormal one, since standard normal noise has to "
+            "be z itself: train the VAE with a StandardNormal prior"
         )
