@@ -1,4 +1,4 @@
-"""What counts as data: any dense numeric array becomes a tensor; anything else gets one line that says why not."""
+"""Arrays of any library as tensors; anything else is refused in one line that says why."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..errors import DataError, DeviceError, ShapeError
 
 
 def as_tensor(x: Any, *, name: str = "x") -> Tensor:
-    """A dense torch tensor of ``x``; the user's array is never written to, and a tensor keeps its gradient.
+    """Return ``x`` as a dense torch tensor; the user's array is never written to, and a tensor keeps its gradient.
 
-    Accepts torch, NumPy, pandas, xarray and nested lists; any strides, byte order, boolean, integer or floating type;
-    read-only arrays are copied.
+    ``x`` is from torch, NumPy, pandas or xarray, or a nested list, with any strides and byte order and of boolean,
+    integer or floating type. Read-only arrays are copied.
 
     Errors:
         DataError: for masked arrays with masked entries, sparse arrays, and entries that are not numbers.
@@ -37,8 +37,8 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
     if isinstance(x, np.ma.MaskedArray):
         if np.ma.is_masked(x):
             raise DataError(
-                f"{name}: found a masked array with {int(np.ma.count_masked(x))} masked entries, whose mask would be "
-                f"lost: fill them with {name}.filled(value)"
+                f"{name}: found a masked array with {int(np.ma.count_masked(x))} masked entries, expected none, since "
+                f"the mask would be lost: fill them with {name}.filled(value)"
             )
         x = x.data
     try:
@@ -54,10 +54,12 @@ def as_tensor(x: Any, *, name: str = "x") -> Tensor:
 
 
 def as_batch(x: Any, *, name: str = "x", missing: bool = False) -> Tensor:
-    """:func:`as_tensor` of at least one datapoint ``[n, ...]``, all of it finite, or NaN where it is ``missing``.
+    """Return ``x`` as a tensor ``[n, ...]`` of at least one datapoint, after checking that all its values are finite.
+
+    ``missing`` allows NaN.
 
     Errors:
-        DataError: for empty data, a single number, and non-finite values, with the count and the first index.
+        DataError: for empty data, a single number, and non-finite values, with their number and the first index.
 
     Example:
         >>> as_batch([[1, 2], [3, 4]]).shape
@@ -71,11 +73,11 @@ def as_batch(x: Any, *, name: str = "x", missing: bool = False) -> Tensor:
 
 
 def as_mask(mask: Any, x: Tensor) -> Tensor | None:
-    """Which entries of ``x`` are observed, in its shape; none if all of them are.
+    """Return the mask in the shape of ``x``, true where ``x`` is observed, or None if all of it is.
 
     Errors:
-        DataError: for a mask that is not of truth values.
-        ShapeError: for one that is not of the shape of ``x``, or of a datapoint for all of them.
+        DataError: for a mask that is not boolean.
+        ShapeError: for a mask in another shape than that of ``x``, or of one datapoint if it is the same for all.
 
     Example:
         >>> as_mask([True, False], torch.zeros(2, 2))
@@ -91,7 +93,7 @@ def as_mask(mask: Any, x: Tensor) -> Tensor | None:
 
 
 def require_finite(x: Tensor, *, name: str = "x") -> None:
-    """Raise :class:`~pyro_vae.errors.DataError`, with the count and the first index, unless all of ``x`` is finite.
+    """Raise :class:`~pyro_vae.errors.DataError` unless all of ``x`` is finite.
 
     Example:
         >>> require_finite(torch.tensor([0.0, 1.0]))
@@ -103,12 +105,12 @@ def require_finite(x: Tensor, *, name: str = "x") -> None:
         first = tuple((~finite).nonzero()[0].tolist())
         raise DataError(
             f"{name}: found {int((~finite).sum())} non-finite values, the first at index {first}: remove them, "
-            "or, where NaN means that a value is missing, use pyro_vae.Incomplete"
+            "or, if NaN marks missing values, use pyro_vae.Incomplete"
         )
 
 
 def find_device(device: str = "auto") -> torch.device:
-    """The device of that name; ``"auto"`` is CUDA if there is one, else the CPU.
+    """Return the device of this name; ``"auto"`` is CUDA if available, else the CPU.
 
     Errors:
         DeviceError: for a device that does not exist here.
@@ -116,16 +118,16 @@ def find_device(device: str = "auto") -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        torch.ones((), device=place).item()  # "meta" has tensors, but nothing in them
+        found = torch.device(device)
+        torch.ones((), device=found).item()  # a tensor on "meta" has no value
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0].split(". ")[0]
-        raise DeviceError(f"device {device!r} cannot be used here ({why}): use auto") from None
-    return place
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise DeviceError(f"device {device!r} cannot be used here ({reason}): use auto") from None
+    return found
 
 
 def _for_torch(array: np.ndarray) -> np.ndarray:
-    """The array in a layout and type that torch can take without a warning."""
+    """Return the array in a layout and type that torch takes without a warning."""
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:

@@ -1,4 +1,4 @@
-"""What can be trained on: anything with a length that returns a float batch for an index tensor."""
+"""Data for training: any object with a length that returns a float batch for an index tensor."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arrays import as_batch
-from .datasets import Pixels
 from ..errors import DataError
 from ..ops.seeds import seeded
+from .arrays import as_batch
+from .datasets import Pixels
 
 
 def presented(x: Any, name: str = "x", *, missing: bool = False) -> Any:
-    """Something with a length that returns a batch for an index tensor."""
-    foreign = hasattr(x, "__getitem__") and not isinstance(x, _ARRAYS) and not any(hasattr(x, it) for it in _MARKS)
-    data = x if foreign or isinstance(x, Pixels) else as_batch(x, name=name, missing=missing)
+    """Return data with a length and batches by an index tensor: an array as a tensor, a data set as it is."""
+    is_array = isinstance(x, _ARRAYS) or any(hasattr(x, attribute) for attribute in _ARRAY_ATTRIBUTES)
+    is_dataset = isinstance(x, Pixels) or (hasattr(x, "__getitem__") and not is_array)
+    data = x if is_dataset else as_batch(x, name=name, missing=missing)
     if not len(data):
         raise DataError(f"{name}: expected at least one datapoint, found none")
     return data
 
 
 def batch_of(module: nn.Module, data: Any, index: Tensor, device: torch.device) -> Tensor:
-    """The datapoints where the module is and, if they are floating, of its type."""
+    """Return the datapoints on the device and, if they are floating, in the dtype of the module."""
     batch = data[index]
     if not isinstance(batch, Tensor):
         raise DataError(
-            "expected an array, or an object that returns a float batch for an index tensor, found "
-            f"{type(data).__name__}, which returns {type(batch).__name__}"
+            f"found {type(data).__name__}, which returns {type(batch).__name__} for an index tensor, expected an "
+            "array, or an object that returns a float batch"
         )
     like = next(module.parameters())
     return batch.to(device=device, dtype=like.dtype if batch.is_floating_point() else None)
 
 
 def fingerprint(data: Any, name: str) -> dict[str, str]:
-    """What tells one set of data from another; nothing about data with a randomness of their own."""
+    """Return a hash of some of the datapoints, under ``name``; nothing for other objects, which may be random."""
     if not isinstance(data, (Tensor, Pixels)):
         return {}
     with seeded("fingerprint"):
-        some = data[torch.linspace(0, len(data) - 1, min(64, len(data))).long()]
-    return {name: hashlib.sha256(some.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]}
+        rows = data[torch.linspace(0, len(data) - 1, min(64, len(data))).long()]
+    return {name: hashlib.sha256(rows.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]}
 
 
 _ARRAYS = (Tensor, list, tuple, dict, str, bytes)
-_MARKS = ("__array__", "tocsr")
+_ARRAY_ATTRIBUTES = ("__array__", "tocsr")  # the latter of scipy.sparse

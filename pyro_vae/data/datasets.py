@@ -1,4 +1,4 @@
-"""Image data sets in memory as uint8, and how they are presented to a model."""
+"""Image data sets, kept in memory as uint8 and presented to a model as floats."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Pixels:
 
     Arguments:
         x: Images ``[n, *shape]`` in ``0..max_value``; any array type.
-        binarise: ``"dynamic"`` draws every pixel anew, with its grey level as probability, each time it is presented;
+        binarise: ``"dynamic"`` draws every pixel afresh, with its grey level as probability, at each access;
             ``"static"`` draws once, from ``seed``; ``"threshold"`` cuts at one half; ``"none"`` presents grey levels
             in [0, 1].
         max_value: The largest grey level; by default 255 for uint8, and 1 for floating or boolean images.
-        seed: For ``"static"``: the same seed gives the same binary images.
+        seed: The seed of ``"static"``: the same seed gives the same binary images.
 
     Errors:
         DataError: for empty or non-finite data, or grey levels outside ``0..max_value``.
@@ -68,7 +68,7 @@ class Pixels:
         if max_value is None:
             max_value = {torch.uint8: 255, torch.bool: 1}.get(x.dtype, 1 if x.is_floating_point() else None)
             if max_value is None:
-                raise DataError(f"x: found entries of type {x.dtype}: say which value is white, max_value=")
+                raise DataError(f"x: found entries of type {x.dtype}: give the value of white, max_value=")
         if x.min() < 0 or x.max() > max_value:
             raise DataError(
                 f"x: expected grey levels in [0, {max_value:g}], found [{x.min():g}, {x.max():g}]: pass max_value=, "
@@ -79,7 +79,7 @@ class Pixels:
         self.mean = x.double().mean(0).div(max_value).float()
         """The mean image, in [0, 1]."""
         self.num_levels = int(max_value) + 1
-        """How many grey levels there are, if they are whole numbers."""
+        """The number of grey levels, if they are whole numbers."""
         once = binarise in ("static", "threshold")
         self._max_value = 1.0 if once else float(max_value)
         self._x = _once(x / max_value, binarise, seed).to(torch.uint8) if once else x
@@ -90,7 +90,7 @@ class Pixels:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.binarise == "dynamic":
             raise DataError(
-                "x: found images that are binarised anew each time, expected fixed ones: use Pixels(x, 'static')"
+                "x: found images that are binarised afresh at each access, expected fixed ones: use Pixels(x, 'static')"
             )
         return self[:].numpy().astype(dtype or np.float32)
 
@@ -100,7 +100,7 @@ class Pixels:
 
 
 def binarise(x: Any, method: Literal["static", "threshold"] = "static", *, seed: int = 0) -> Tensor:
-    """Grey levels in [0, 1] as zeros and ones, float32: drawn once from ``seed``, or cut at one half.
+    """Return grey levels in [0, 1] as zeros and ones in float32: drawn once from ``seed``, or cut at one half.
 
     Errors:
         DataError: for values outside [0, 1].
@@ -111,7 +111,9 @@ def binarise(x: Any, method: Literal["static", "threshold"] = "static", *, seed:
     """
     x = as_batch(x).float()
     if x.min() < 0 or x.max() > 1:
-        raise DataError(f"x: expected grey levels in [0, 1], found [{x.min():g}, {x.max():g}]: divide by the largest")
+        raise DataError(
+            f"x: expected grey levels in [0, 1], found [{x.min():g}, {x.max():g}]: divide by the largest grey level"
+        )
     require_one_of("method", method, ("static", "threshold"))
     return _once(x, method, seed)
 
@@ -124,16 +126,17 @@ def _once(grey: Tensor, method: str, seed: int) -> Tensor:
 
 
 def load(name: str = "digits", *, data_dir: str | Path | None = None, download: bool = False) -> Dataset:
-    """A data set by name: ``digits`` (embedded), ``mnist``, ``fashion_mnist``, ``kmnist``, ``omniglot``.
+    """Return a data set: ``digits`` (embedded), ``mnist``, ``fashion_mnist``, ``kmnist`` or ``omniglot``.
 
     Arguments:
         name: ``digits`` are scikit-learn's 1,797 images of 8 x 8 in 0..16, split 1,437 / 360 by a fixed permutation.
-            The others come through torchvision with their own split; Omniglot is inverted and reduced to 28 x 28.
+            The others are read by torchvision with their own split; Omniglot is inverted and reduced to 28 x 28.
         data_dir: torchvision's root folder; by default the environment variable ``PYRO_VAE_DATA``, else ``data``.
-        download: Fetch missing data from the network. Never done unless asked.
+        download: Download missing data; by default the network is not used.
 
     Errors:
-        DataError: for an unknown name, or data that are missing or damaged, with the way to get them.
+        ConfigError: for an unknown name.
+        DataError: for data that are missing or damaged, with the way to get them.
 
     Example:
         >>> load("digits").x_train.shape
@@ -147,18 +150,19 @@ def load(name: str = "digits", *, data_dir: str | Path | None = None, download: 
 def read_images(
     folder: str | Path, *, size: tuple[int, int] = (64, 64), grey: bool = False, most: int | None = None
 ) -> Tensor:
-    """The pictures in a folder and the folders in it, as uint8 ``[n, 3, height, width]``, or ``[n, height, width]``.
+    """Read all pictures below a folder as uint8 ``[n, 3, height, width]``, or ``[n, height, width]`` if grey.
 
-    In the order of their paths; each is cut around its middle to the shape of ``size`` and then scaled to it.
+    They are in the order of their paths. Each is cropped around its centre to the aspect ratio of ``size`` and then
+    resized.
 
     Arguments:
-        folder: Such as the unpacked files of CelebA or Labeled Faces in the Wild.
+        folder: For instance the unpacked files of CelebA or Labeled Faces in the Wild.
         size: Height and width.
-        grey: Without colours.
-        most: The first so many only.
+        grey: Convert to grey levels.
+        most: The largest number of pictures to read; by default all.
 
     Errors:
-        DataError: for a folder that holds no pictures, or a file that is not one in spite of its name.
+        DataError: for a folder without pictures, or a picture file that cannot be read.
 
     Example:
         >>> import tempfile
@@ -173,16 +177,16 @@ def read_images(
     paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _PICTURES)
     if not paths:
         raise DataError(f"{folder}: no pictures found, expected files that end in {', '.join(sorted(_PICTURES))}")
-    found = []
+    pictures = []
     for path in paths[:most]:
         try:
             with Image.open(path) as image:
-                whole = image.convert("L" if grey else "RGB")
+                converted = image.convert("L" if grey else "RGB")
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}): mend it or take it away") from error
-        fitted = ImageOps.fit(whole, (size[1], size[0]), method=Image.Resampling.LANCZOS)
-        found.append(torch.from_numpy(np.array(fitted)))
-    images = torch.stack(found)
+            raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}): mend or remove it") from error
+        fitted = ImageOps.fit(converted, (size[1], size[0]), method=Image.Resampling.LANCZOS)
+        pictures.append(torch.from_numpy(np.array(fitted)))
+    images = torch.stack(pictures)
     return images if grey else images.permute(0, 3, 1, 2).contiguous()
 
 
@@ -205,8 +209,8 @@ def _like_mnist(class_name: str) -> Callable[[str, Path, bool], Dataset]:
         from torchvision import datasets
 
         with _one_line(name, root / class_name / "raw"):
-            make = getattr(datasets, class_name)
-            train, test = (make(str(root), train=part, download=download) for part in (True, False))
+            dataset = getattr(datasets, class_name)
+            train, test = (dataset(str(root), train=part, download=download) for part in (True, False))
             for part in (train, test):
                 if len(part.data) != len(part.targets):
                     raise ValueError(f"{len(part.data)} images, {len(part.targets)} labels")
@@ -231,20 +235,20 @@ def _omniglot(name: str, root: Path, download: bool) -> Dataset:
 
 @contextmanager
 def _one_line(name: str, folder: Path) -> Iterator[None]:
-    """Missing and damaged files of torchvision's data sets, and downloads that failed, as one line each."""
+    """Report missing and damaged files of torchvision's data sets, and failed downloads, in one line each."""
     try:
         yield
-    except Exception as error:  # torchvision's readers fail in any way on a damaged file
-        found = (str(error) or f"{type(error).__name__} in torchvision").splitlines()[0]
-        if found.startswith("Dataset not found"):
+    except Exception as error:  # a damaged file can make torchvision's readers raise anything
+        reason = (str(error) or f"{type(error).__name__} in torchvision").splitlines()[0]
+        if reason.startswith("Dataset not found"):
             raise DataError(
-                f"{name}: not found: put the raw files into {folder}, name another root (--data-dir, data_dir= or "
-                "PYRO_VAE_DATA), or ask for the network (--download, download=True)"
+                f"{name}: not found: put the raw files into {folder}, give another root folder (--data-dir, data_dir= "
+                "or PYRO_VAE_DATA), or allow a download (--download, download=True)"
             ) from None
-        if found.startswith("Error downloading"):
-            raise DataError(f"{name}: download failed ({found})") from error
+        if reason.startswith("Error downloading"):
+            raise DataError(f"{name}: download failed ({reason})") from error
         raise DataError(
-            f"{name}: the files in {folder} cannot be read ({found}): delete that folder and get them again, "
+            f"{name}: the files in {folder} cannot be read ({reason}): delete that folder and get them again, "
             "for instance with --download"
         ) from error
 

@@ -12,12 +12,12 @@ from ..errors import CheckpointError
 
 
 def replace_file(path: str | Path, content: bytes, *, previous: Path | None = None) -> None:
-    """Put ``content`` at ``path`` in one move; if anything fails the old file is as it was.
+    """Replace the file at ``path`` by ``content`` in one step; if anything fails, the old file stays as it was.
 
     Arguments:
-        path: The file; its folder is made if need be.
-        content: All of it.
-        previous: Where the old file goes, once the new one is whole.
+        path: The file; its folder is created if necessary.
+        content: The whole new content.
+        previous: The path to which the old file moves, once the new one is complete.
 
     Errors:
         CheckpointError: if the file cannot be written, with its path and the reason.
@@ -32,19 +32,19 @@ def replace_file(path: str | Path, content: bytes, *, previous: Path | None = No
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
-            if previous is not None and path.exists():  # only now that the new file is whole
+            if previous is not None and path.exists():  # only now that the new file is complete
                 os.replace(path, previous)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        reason = f"cannot be written ({error.strerror or error}); what was there is untouched"
+        reason = f"cannot be written ({error.strerror or error}); the old file is untouched"
         raise CheckpointError(path, reason) from error
 
 
 def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
+    """Return the umask of the process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
