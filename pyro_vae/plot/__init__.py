@@ -1,4 +1,4 @@
-"""Pictures: values in, Axes out. Nothing is shown or saved here except by :func:`save`."""
+"""Pictures: values in, Axes out. Only :func:`save` writes a file, and nothing is shown."""
 
 from .base import save
 from .estimates import inference_gaps, log_evidence

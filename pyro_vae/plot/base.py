@@ -1,4 +1,4 @@
-"""What the pictures share: Axes, files, and what arrays have to look like."""
+"""Shared parts of the pictures: new Axes, arrays as images, and files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..errors import ShapeError
 
 
 def new_axes(ax: Axes | None, *, width: float, height: float) -> Axes:
-    """The given Axes, or new ones in a figure of their own, without pyplot's global state."""
+    """Return the given Axes, or new ones in a figure of their own, without pyplot's global state."""
     return Figure(figsize=(width, height + 0.3), layout="constrained").subplots() if ax is None else ax
 
 
 def dot_size(num: int) -> float:
-    """A marker's area that fills the plane about as well for 10,000 points as for 300."""
+    """Return the area of a marker, smaller for more points, so that 300 and 10,000 points fill the plane alike."""
     return float(np.clip(5000 / num, 2, 14))
 
 
 def as_pictures(x: Any) -> np.ndarray:
-    """Images as ``[n, height, width]`` or, in colours, ``[n, height, width, 3]``.
+    """Return images as ``[n, height, width]`` or, in colour, ``[n, height, width, 3]``.
 
-    Flat ones are squared if they can be, one channel is dropped, and channels may come before or after the pixels.
+    Flat images become square if possible, a single channel is dropped, and colours may come before or after the pixels.
     """
     x = as_tensor(x).detach().cpu().numpy()
     if x.ndim == 4 and x.shape[1] == 3:
@@ -47,7 +47,7 @@ def as_pictures(x: Any) -> np.ndarray:
 
 
 def save(ax: Axes, path: str | Path, *, dpi: int = 150) -> None:
-    """Write the figure that ``ax`` is in, as PNG."""
+    """Write the figure of ``ax`` as PNG."""
     figure = ax.figure
     assert isinstance(figure, Figure)
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Numbers with their error bars: log p(x) per datapoint, and what the guide loses of it."""
+"""Numbers with error bars: log p(x) per datapoint, and the gaps between it and the ELBO."""
 
 from __future__ import annotations
 
@@ -16,36 +16,31 @@ from ..errors import ShapeError
 from ..evidence import LogEvidence
 from .base import dot_size, new_axes
 
-_WITHIN = 1.96  # standard errors: 95% intervals
+_QUANTILE = 1.96  # standard errors in half a 95% interval
 _VERDICTS = {"ok": "C0", "doubtful": "C1", "unreliable": "C3"}
 _SIDES = {"lower": "lower bound", "upper": "upper bound", "point": "estimate"}
 
 
 def log_evidence(evidence: LogEvidence, exact: Any = None, ax: Axes | None = None, *, title: str = "") -> Axes:
-    """Estimates of log p(x) in increasing order with 95% intervals, coloured by verdict.
+    """Plot estimates of log p(x) in increasing order, with 95% intervals and coloured by verdict.
 
-    With the ``exact`` values ``[n]``, which then give the order, it is the differences from them that are shown: on a
-    scale of tens of nats no error could be seen. Estimates that are not finite are counted in the legend alone.
+    With ``exact`` values ``[n]``, which then give the order, the differences from them are shown, since errors are
+    invisible on a scale of tens of nats. Estimates that are not finite are only counted in the legend.
     """
     value, stderr = (part.cpu().numpy() for part in (evidence.value, evidence.stderr))
     truth = np.zeros_like(value) if exact is None else as_tensor(exact).detach().double().cpu().numpy()
     if truth.shape != value.shape:
         raise ShapeError(f"exact: expected one value for each of {len(value)} datapoints, got shape {truth.shape}")
     ax = new_axes(ax, width=5.6, height=3.6)
-    place = np.empty(len(value), dtype=int)
-    place[np.argsort(value if exact is None else truth, kind="stable")] = np.arange(len(value))
+    rank = np.empty(len(value), dtype=int)
+    rank[np.argsort(value if exact is None else truth, kind="stable")] = np.arange(len(value))
+    size = dot_size(len(value)) ** 0.5
     for verdict, colour in _VERDICTS.items():  # the worst on top
         chosen = evidence.verdict == verdict
         shown = chosen & np.isfinite(value) & np.isfinite(stderr)
-        label = f"{verdict} ({chosen.sum()})"
-        style = {
-            "fmt": "o",
-            "markersize": dot_size(len(value)) ** 0.5,
-            "elinewidth": 1,
-            "color": colour,
-            "label": label,
-        }
-        ax.errorbar(place[shown], (value - truth)[shown], _WITHIN * stderr[shown], **style)
+        style = {"fmt": "o", "markersize": size, "elinewidth": 1, "color": colour}
+        errors = _QUANTILE * stderr[shown]
+        ax.errorbar(rank[shown], (value - truth)[shown], errors, label=f"{verdict} ({chosen.sum()})", **style)
     if exact is not None:
         ax.axhline(0, color="0.3", linewidth=1, zorder=1)
     ax.set_xlabel(f"datapoints by {'their estimates' if exact is None else 'log p(x)'}, in increasing order")
@@ -56,22 +51,22 @@ def log_evidence(evidence: LogEvidence, exact: Any = None, ax: Axes | None = Non
 
 
 def inference_gaps(gaps: Mapping[str, InferenceGaps], ax: Axes | None = None, *, title: str = "") -> Axes:
-    """How far log p(x) is above the ELBO, a bar per name: first amortisation, then approximation, mean nats.
+    """Plot a bar per name for the mean gap between the ELBO and log p(x): first amortisation, then approximation.
 
-    Each part has its 95% intervals where it ends, and below them are, at the line that is log p(x), those of the whole
-    gap: thick ones from the draws, thin ones from the choice of datapoints.
+    The end of each part has its 95% intervals. Below them, at the line of log p(x), are those of the whole gap. Thick
+    intervals are from the draws, thin ones from the choice of datapoints.
     """
     if not gaps:
         raise ShapeError("expected the gaps of at least one family, found none")
     ax = new_axes(ax, width=6.4, height=0.5 * len(gaps) + 0.8)
-    for row, found in enumerate(gaps.values()):
-        first, second, whole = found.mean_amortisation, found.mean_approximation, found.mean_total
-        here, end = first.value.item(), whole.value.item()
+    for row, gap in enumerate(gaps.values()):
+        first, second, whole = gap.mean_amortisation, gap.mean_approximation, gap.mean_total
+        middle, end = first.value.item(), whole.value.item()
         names = ("", "", "") if row else ("amortisation", "approximation", "log p(x)")
-        ax.barh(row, here, 0.8, color="C0", label=names[0], zorder=2)  # on top: it may be negative
-        ax.barh(row, end - here, 0.8, left=here, color="#a6cbe8", label=names[1])
+        ax.barh(row, middle, 0.8, color="C0", label=names[0], zorder=2)  # on top, since it may be negative
+        ax.barh(row, end - middle, 0.8, left=middle, color="#a6cbe8", label=names[1])
         ax.errorbar(end, row, yerr=0.4, fmt="none", ecolor="0.1", elinewidth=2.5, label=names[2], zorder=3)
-        for mean, at, offset in ((first, here, -0.22), (second, end, 0.0), (whole, end, 0.22)):
+        for mean, at, offset in ((first, middle, -0.22), (second, end, 0.0), (whole, end, 0.22)):
             _intervals(ax, mean, at, row + offset, named=not row and mean is whole)
     ax.axvline(0, color="0.3", linewidth=1)
     ax.set_yticks(range(len(gaps)), list(gaps))
@@ -83,9 +78,9 @@ def inference_gaps(gaps: Mapping[str, InferenceGaps], ax: Axes | None = None, *,
 
 
 def _intervals(ax: Axes, mean: Mean, at: float, height: float, *, named: bool) -> None:
-    """Both 95% intervals of a mean that ends here."""
+    """Draw both 95% intervals of a mean around a point."""
     errors = {"choice of datapoints": (mean.test_set_error, 1), "Monte-Carlo": (mean.monte_carlo_error, 3)}
     for name, (error, width) in errors.items():
-        within = _WITHIN * error.nan_to_num().item()  # one datapoint alone has no error of its choice
+        half = _QUANTILE * error.nan_to_num().item()  # for a single datapoint its choice has no error
         label = f"95%, {name}" if named else ""
-        ax.errorbar(at, height, xerr=within, fmt="none", ecolor="0.1", elinewidth=width, zorder=4, label=label)
+        ax.errorbar(at, height, xerr=half, fmt="none", ecolor="0.1", elinewidth=width, zorder=4, label=label)

@@ -1,4 +1,4 @@
-"""Pictures of pictures: images side by side, reconstructions, the decoded latent plane."""
+"""Grids of images: data, reconstructions, imputations, neighbours, interpolations and the decoded latent plane."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .base import as_pictures, new_axes
 
 
 def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = "", invert: bool = True) -> Axes:
-    """Images side by side, a pixel apart: grey ones ``[n, height, width]``, or in colours ``[n, 3, height, width]``.
+    """Show images side by side, a pixel apart: grey ``[n, height, width]``, or coloured ``[n, 3, height, width]``.
 
-    Grey ones are dark on white unless ``invert=False``.
+    Grey images are dark on white unless ``invert=False``.
     """
     x = as_pictures(x)
     if not len(x):
@@ -41,8 +41,8 @@ def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = ""
     height, width, *colours = x.shape[1:]
     shape = (rows * (height + 1) - 1, columns * (width + 1) - 1, *colours)
     canvas = np.full(shape, 0.0 if invert and not colours else 1.0)
-    for number, image in enumerate(x):
-        row, column = divmod(number, columns)
+    for index, image in enumerate(x):
+        row, column = divmod(index, columns)
         top, left = row * (height + 1), column * (width + 1)
         canvas[top : top + height, left : left + width] = image.clip(0, 1)
     ax.imshow(canvas, cmap="gray_r" if invert else "gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
@@ -52,7 +52,7 @@ def images(x: Any, ax: Axes | None = None, *, columns: int = 10, title: str = ""
 
 
 def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True) -> Axes:
-    """Data in the upper row, their reconstructions in the lower one."""
+    """Show data in the upper row and their reconstructions in the lower row."""
     x, x_hat = as_pictures(x), as_pictures(x_hat)
     if x.shape != x_hat.shape:
         raise ShapeError(f"expected reconstructions of the data's shape {x.shape}, got {x_hat.shape}")
@@ -68,9 +68,10 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
 def imputations(
     x: Any, mean: Any, draws: Any, mask: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True
 ) -> Axes:
-    """Data ``[n, height, width]``, what is seen of them, and means and draws ``[rows, n, height, width]`` of the rest.
+    """Show data, the observed pixels of them, and the mean and draws of the missing pixels, one row each.
 
-    ``mask`` is true where they are seen; the second row is grey where it is not.
+    Data, mean and mask are ``[n, height, width]``, draws ``[rows, n, height, width]``. ``mask`` is true where data are
+    observed; the second row is grey elsewhere.
     """
     x, mean, draws = as_pictures(x), as_pictures(mean), as_tensor(draws)
     if x.shape != mean.shape or draws.shape[1:2] != (len(x),):
@@ -91,9 +92,9 @@ def imputations(
 def neighbours(
     x: Any, nearest: Any, distance: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True
 ) -> Axes:
-    """Samples ``[n, height, width]`` above what is nearest to each in the training data, with the distance ``[n]``.
+    """Show samples ``[n, height, width]`` above their nearest training images, with the distances ``[n]``.
 
-    :func:`~pyro_vae.diagnostics.nearest_neighbours` finds both. A model that copies shows the same image twice.
+    :func:`~pyro_vae.diagnostics.nearest_neighbours` returns both. A model that copies shows the same image twice.
     """
     x, nearest, distance = as_pictures(x), as_pictures(nearest), as_tensor(distance).detach().cpu().numpy()
     if x.shape != nearest.shape or distance.shape != x.shape[:1]:
@@ -114,9 +115,10 @@ def neighbours(
 def interpolations(
     start: Any, paths: Any, end: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True
 ) -> Axes:
-    """Decoded paths ``[rows, steps, height, width]``, each between the data ``[rows, height, width]`` that it joins.
+    """Show decoded paths ``[rows, steps, height, width]``, each between the two images that it joins.
 
-    A line parts them: what stands beside it should look alike, if the path's ends are the codes of the data.
+    A line separates a path from the images ``[rows, height, width]``. The images on both sides of a line should look
+    alike if the ends of the path are the codes of the data.
     """
     start, end, paths = as_pictures(start), as_pictures(end), as_tensor(paths)
     if start.shape != end.shape or paths.ndim < 3 or len(paths) != len(start) or paths[:, 0].numel() != start.size:
@@ -139,9 +141,9 @@ def interpolations(
 
 
 def latent_grid(side: int) -> tuple[Tensor, Tensor]:
-    """Values ``[side]`` along one dimension, and the grid ``[side * side, 2]`` they make, in :func:`manifold`'s order.
+    """Return values ``[side]`` along one dimension, and their grid ``[side * side, 2]`` as :func:`manifold` orders it.
 
-    The values are quantiles of N(0, 1), so every cell of the grid holds the same share of p(z).
+    The values are quantiles of N(0, 1), so that every cell of the grid holds the same share of p(z).
 
     Example:
         >>> z, grid = latent_grid(3)
@@ -155,10 +157,10 @@ def latent_grid(side: int) -> tuple[Tensor, Tensor]:
 
 
 def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "", invert: bool = True) -> Axes:
-    """Decoded images ``[rows * columns, height, width]`` of a grid in a two-dimensional latent space.
+    """Show decoded images ``[rows * columns, height, width]`` of a grid in a two-dimensional latent space.
 
-    ``z`` holds the grid's values along one side, in increasing order; row-major images, the first row at the *top*
-    being the largest second coordinate.
+    ``z`` holds the values along one side of the grid, in increasing order. Images are in row-major order, and the first
+    row, at the *top*, has the largest second coordinate.
     """
     x, z = as_pictures(x), as_tensor(z).detach().cpu().numpy()
     side = len(z)
@@ -179,5 +181,5 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "", invert:
 
 
 def cell_middle(cell: Any, size: int) -> Any:
-    """Where the middle of a cell is on the canvas of :func:`images`."""
+    """Return the coordinate of the middle of a cell on the canvas of :func:`images`."""
     return cell * (size + 1) + (size - 1) / 2

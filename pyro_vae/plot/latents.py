@@ -16,13 +16,13 @@ from .base import dot_size, new_axes
 
 
 def latents(loc: Any, labels: Any, ax: Axes | None = None, *, scale: Any = None, title: str = "") -> Axes:
-    r"""Posterior means ``[n, 2]`` coloured by class, over circles that hold 50% and 95% of the prior N(0, I).
+    r"""Plot posterior means ``[n, 2]`` coloured by class, with circles that hold 50% and 95% of the prior N(0, I).
 
-    With a ``scale``, also each Gaussian posterior's ellipse of one standard deviation, the image of the unit circle:
+    With a ``scale``, each Gaussian posterior is shown as an ellipse of one standard deviation,
 
     .. math:: \{\mu_n + L_n u : \|u\| = 1\}, \qquad q(z \mid x_n) = \mathcal N(\mu_n, L_n L_n^\top)
 
-    It holds :math:`1 - e^{-1/2} = 39\%` of its posterior. Some hundred can be told apart, thousands cannot.
+    which holds :math:`1 - e^{-1/2} = 39\%` of it. Some hundred ellipses can be distinguished, thousands cannot.
 
     Arguments:
         loc: Posterior means ``[n, 2]``.
@@ -42,11 +42,11 @@ def latents(loc: Any, labels: Any, ax: Axes | None = None, *, scale: Any = None,
         raise ShapeError(f"expected means (n, 2) and labels (n,), got {loc.shape} and {labels.shape}")
     ax = new_axes(ax, width=5.6, height=4.8)
     classes = np.unique(labels)
-    colours = np.array([f"C{number % 10}" for number in range(len(classes))])
+    colours = np.array([f"C{index % 10}" for index in range(len(classes))])
     colour_of = colours[np.searchsorted(classes, labels)]
     if scale is not None:
         _ellipses(ax, loc, as_tensor(scale, name="scale").detach().cpu().numpy(), colour_of)
-    order = np.random.default_rng(0).permutation(len(loc))  # or the last class would hide the others
+    order = np.random.default_rng(0).permutation(len(loc))  # else the last class would hide the others
     ax.scatter(*loc[order].T, s=dot_size(len(loc)), color=colour_of[order], alpha=0.7, linewidths=0)
     for label, colour in zip(classes, colours, strict=True):
         ax.scatter([], [], s=40, color=colour, label=str(label))  # for the legend
@@ -65,6 +65,7 @@ def latents(loc: Any, labels: Any, ax: Axes | None = None, *, scale: Any = None,
 
 
 def _ellipses(ax: Axes, loc: np.ndarray, scale: np.ndarray, colours: np.ndarray) -> None:
+    """Draw the ellipses of one standard deviation."""
     if scale.shape not in (loc.shape, (*loc.shape, 2)):
         raise ShapeError(f"scale: expected shape (n, 2) or (n, 2, 2) with n = {len(loc)}, got {scale.shape}")
     factor = scale if scale.ndim == 3 else scale[:, :, None] * np.eye(2)
@@ -73,6 +74,6 @@ def _ellipses(ax: Axes, loc: np.ndarray, scale: np.ndarray, colours: np.ndarray)
 
 
 def _circle(points: int) -> np.ndarray:
-    """The unit circle ``[points + 1, 2]``, closed."""
+    """Return the closed unit circle ``[points + 1, 2]``."""
     angle = np.linspace(0, 2 * np.pi, points + 1)
     return np.stack([np.cos(angle), np.sin(angle)], 1)

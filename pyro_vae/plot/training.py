@@ -15,7 +15,7 @@ from .base import new_axes
 
 
 def history(epochs: Sequence[Any], ax: Axes | None = None, *, title: str = "", label: str = "bound") -> Axes:
-    """What is maximised against the epoch, on the training and the validation data, and the ELBO where it differs."""
+    """Plot the bound by epoch, on training and validation data, and the ELBO as well if it differs."""
     ax = new_axes(ax, width=5.6, height=3.4)
     numbers = [row.epoch for row in epochs]
     marker = "o" if len(epochs) == 1 else None  # a line needs two points
@@ -28,7 +28,7 @@ def history(epochs: Sequence[Any], ax: Axes | None = None, *, title: str = "", l
     for name, values in shown.items():
         colour = "C0" if "training" in name else "C1"
         ax.plot(numbers, values, ":" if "ELBO" in name else "-", color=colour, label=name, marker=marker)
-    # The first epochs are far below the rest and would flatten it.
+    # The first epochs are far below the others and would flatten the curve.
     start = len(epochs) // 20
     low = min(np.nanmin(values[start:], initial=np.inf) for values in shown.values())
     high = max(np.nanmax(values) for values in shown.values())

@@ -1,4 +1,4 @@
-"""What each latent dimension does: images along one dimension at a time."""
+"""The effect of each latent dimension: images along one dimension at a time."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .images import cell_middle, images
 def traversal_grid(
     loc: Any, start: Any, *, columns: int = 9, share: float = 0.9
 ) -> tuple[Float[Tensor, " columns"], Float[Tensor, "latent columns latent"]]:
-    """Quantile levels, and latent points that leave ``start`` along one dimension at a time, where the data are.
+    """Return quantile levels, and latent points that differ from ``start`` in one dimension at a time.
 
-    Row j of the points has dimension j at the quantiles of ``loc[:, j]`` and everything else as ``start`` has it. That
-    stays within the aggregate posterior: a dimension that the data use from -1 to 1 is not decoded at 3, and one that
-    has collapsed is seen not to move.
+    Row j of the points has dimension j at the quantiles of ``loc[:, j]`` and all other dimensions as in ``start``. The
+    points thus stay within the aggregate posterior: a dimension that the data use from -1 to 1 is not decoded at 3,
+    and a collapsed dimension hardly moves.
 
     Arguments:
         loc: Posterior means of the data, ``[n, latent]``.
         start: The posterior mean of one image, ``[latent]``.
-        columns: How many quantiles, at least 2.
-        share: Of the data between the first and the last one; 0.9 is from 5% to 95%.
+        columns: The number of quantiles, at least 2.
+        share: The share of the data between the first and the last quantile; 0.9 is from 5% to 95%.
 
     Errors:
         ShapeError: for means of other shapes.
@@ -58,8 +58,8 @@ def traversal_grid(
     share = require_number("share", share, least=0, most=1)
     levels = torch.linspace((1 - share) / 2, (1 + share) / 2, columns, dtype=loc.dtype, device=loc.device)
     z = start.to(loc).repeat(loc.shape[1], columns, 1)
-    each = torch.arange(loc.shape[1])
-    z[each, :, each] = loc.quantile(levels, dim=0).T
+    dims = torch.arange(loc.shape[1])
+    z[dims, :, dims] = loc.quantile(levels, dim=0).T
     return levels, z
 
 
@@ -72,10 +72,10 @@ def traversals(
     title: str = "",
     invert: bool = True,
 ) -> Axes:
-    """Decoded images ``[rows, columns, height, width]`` of a :func:`traversal_grid`: a row for each dimension.
+    """Show decoded images ``[rows, columns, height, width]`` of a :func:`traversal_grid`, a row for each dimension.
 
-    ``names`` are the rows' labels, by default those of the latent dimensions in their order; ``levels`` the columns'
-    quantiles, of which the first, the middle and the last are written below.
+    ``names`` label the rows, by default with the latent dimensions in their order. ``levels`` are the quantiles of the
+    columns; the first, the middle and the last label the columns.
     """
     x = as_tensor(x).detach().cpu()
     if x.ndim < 3 or not x.numel():
