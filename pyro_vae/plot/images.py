@@ -7,12 +7,14 @@ __all__ = [
     "images",
     "imputations",
     "interpolations",
+    "label_rows",
     "latent_grid",
     "manifold",
     "neighbours",
     "reconstructions",
 ]
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,12 +59,7 @@ def reconstructions(x: Any, x_hat: Any, ax: Axes | None = None, *, title: str = 
     if x.shape != x_hat.shape:
         raise ShapeError(f"expected reconstructions of the data's shape {x.shape}, got {x_hat.shape}")
     ax = images(np.concatenate([x, x_hat]), ax, columns=len(x), title=title, invert=invert)
-    ax.set_axis_on()
-    ax.set_xticks([])
-    height = x.shape[1]
-    ax.set_yticks([cell_middle(0, height), cell_middle(1, height)], ["data", "reconstruction"])
-    ax.tick_params(length=0)
-    return ax
+    return label_rows(ax, x.shape[1], ["data", "reconstruction"])
 
 
 def imputations(
@@ -78,15 +75,10 @@ def imputations(
         raise ShapeError(
             f"expected means of the data's shape {x.shape} and draws of it, got {mean.shape}, {draws.shape}"
         )
-    seen = as_pictures(as_tensor(mask).float().expand(len(x), *as_tensor(mask).shape[-2:]))
-    rows = [x, np.where(seen > 0.5, x, 0.4), mean, *(as_pictures(part) for part in draws)]
+    observed = as_pictures(as_tensor(mask).float().expand(len(x), *as_tensor(mask).shape[-2:]))
+    rows = [x, np.where(observed > 0.5, x, 0.4), mean, *(as_pictures(part) for part in draws)]
     ax = images(np.concatenate(rows), ax, columns=len(x), title=title, invert=invert)
-    ax.set_axis_on()
-    ax.set_xticks([])
-    names = ["data", "seen", "mean of the rest", *["draw of the rest"] * len(draws)]
-    ax.set_yticks([cell_middle(row, x.shape[1]) for row in range(len(rows))], names)
-    ax.tick_params(length=0)
-    return ax
+    return label_rows(ax, x.shape[1], ["data", "seen", "mean of the rest", *["draw of the rest"] * len(draws)])
 
 
 def neighbours(
@@ -103,11 +95,8 @@ def neighbours(
             f"and {distance.shape}"
         )
     ax = images(np.concatenate([x, nearest]), ax, columns=len(x), title=title, invert=invert)
-    ax.set_axis_on()
-    height, width = x.shape[1:3]
-    ax.set_yticks([cell_middle(0, height), cell_middle(1, height)], ["sample", "nearest in training"])
-    ax.set_xticks(cell_middle(np.arange(len(x)), width), [f"{value:.2f}" for value in distance], fontsize=8)
-    ax.tick_params(length=0)
+    label_rows(ax, x.shape[1], ["sample", "nearest in training"])
+    ax.set_xticks(cell_middle(np.arange(len(x)), x.shape[2]), [f"{value:.2f}" for value in distance], fontsize=8)
     ax.set_xlabel("distance")
     return ax
 
@@ -130,10 +119,8 @@ def interpolations(
     decoded = as_pictures(paths.flatten(0, 1)).reshape(-1, steps, *start.shape[1:])
     rows = np.concatenate([start[:, None], decoded, end[:, None]], 1)
     ax = images(rows.reshape(-1, *start.shape[1:]), ax, columns=steps + 2, title=title, invert=invert)
-    ax.set_axis_on()
-    ax.set_yticks([])
+    label_rows(ax, start.shape[1], [])
     ax.set_xticks(cell_middle(np.array([0, 1, steps, steps + 1]), width), ["data", "0", "1", "data"])
-    ax.tick_params(length=0)
     ax.set_xlabel("share of the way")
     for column in (1, steps + 1):
         ax.axvline(column * (width + 1) - 1, color="C3", linewidth=1.5)
@@ -183,3 +170,12 @@ def manifold(x: Any, z: Any, ax: Axes | None = None, *, title: str = "", invert:
 def cell_middle(cell: Any, size: int) -> Any:
     """Return the coordinate of the middle of a cell on the canvas of :func:`images`."""
     return cell * (size + 1) + (size - 1) / 2
+
+
+def label_rows(ax: Axes, height: int, names: Sequence[str]) -> Axes:
+    """Label the rows of a canvas of :func:`images` with the given height, and leave its columns without labels."""
+    ax.set_axis_on()
+    ax.set_xticks([])
+    ax.set_yticks(cell_middle(np.arange(len(names)), height), names)
+    ax.tick_params(length=0)
+    return ax

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.arrays import as_tensor
 from ..errors import ShapeError, require_count, require_number
 from .base import as_pictures
-from .images import cell_middle, images
+from .images import cell_middle, images, label_rows
 
 
 def traversal_grid(
@@ -87,9 +87,7 @@ def traversals(
     pictures = as_pictures(x.flatten(0, 1))
     ax = images(pictures, ax, columns=columns, title=title, invert=invert)
     height, width = pictures.shape[1:3]
-    ax.set_axis_on()
-    ax.set_yticks(cell_middle(np.arange(rows), height), names)
-    ax.set_xticks([])
+    label_rows(ax, height, names)
     if levels is not None:
         levels = as_tensor(levels).cpu().numpy()
         if levels.shape != (columns,):
@@ -97,5 +95,5 @@ def traversals(
         chosen = sorted({0, columns // 2, columns - 1})
         ax.set_xticks(cell_middle(np.array(chosen), width), [f"{levels[column]:.0%}" for column in chosen])
         ax.set_xlabel("quantile of the posterior means of the data", fontsize=8)
-    ax.tick_params(length=0, labelsize=8)
+    ax.tick_params(labelsize=8)
     return ax
