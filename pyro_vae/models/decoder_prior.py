@@ -40,10 +40,9 @@ class DecoderPrior:
             ShapeError: for sites or sizes other than those of the VAE, which the draws ``name/...`` have.
         """
         sizes = self._frozen.latent_dims
-        found = {site: tuple(value.shape) for site, value in noise.items()} if isinstance(noise, dict) else type(noise)
-        if not isinstance(found, dict) or {site: shape[-1:] for site, shape in found.items()} != {
-            site: (size,) for site, size in sizes.items()
-        }:
+        shapes = {site: tuple(value.shape) for site, value in noise.items()} if isinstance(noise, dict) else {}
+        if {site: shape[-1:] for site, shape in shapes.items()} != {site: (size,) for site, size in sizes.items()}:
+            found = shapes if isinstance(noise, dict) else type(noise)
             raise ShapeError(f"noise: found {found}, expected values [..., size] of the sites and sizes {sizes}")
         return self._frozen.decode(self._frozen.from_normal(noise))
 

@@ -107,9 +107,9 @@ class GaussianFields:
 
     def log_prob(self, coefficients: Tensor) -> Tensor:
         r"""The exact log-density of rows ``[m, K]`` of the data set, a mixture over :math:`\ell`, in nats: ``[m]``."""
-        equal = Categorical(logits=torch.zeros(len(self._factors)).double())
-        each = MultivariateNormal(torch.zeros_like(self.variances), scale_tril=self._factors)
-        return MixtureSameFamily(equal, each).log_prob(coefficients.double())
+        weights = Categorical(logits=torch.zeros(len(self._factors)).double())
+        components = MultivariateNormal(torch.zeros_like(self.variances), scale_tril=self._factors)
+        return MixtureSameFamily(weights, components).log_prob(coefficients.double())
 
     def given(self, places: Any, y: Any, *, scale: float) -> MixtureSameFamily:
         r"""The exact posterior of f at each place, given noisy values at some of them: Gaussian process regression.

@@ -1,9 +1,4 @@
-r"""Verdicts on whether a number may be believed, one per datapoint, with the reason.
-
-A result with a field ``judgement`` shows its verdicts and reasons by the properties that are defined here::
-
-    verdict, reason = verdicts.verdict, verdicts.reason
-"""
+r"""Verdicts on whether a number may be believed, one per datapoint, with the reason."""
 
 from __future__ import annotations
 
@@ -31,6 +26,7 @@ class Judgement(NamedTuple):
         return cls(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
+# Properties of every result with a field ``judgement``: a NamedTuple has no base class that could hold them.
 @property
 def verdict(result: Any) -> np.ndarray:
     """The verdict on each datapoint, ``"ok"``, ``"doubtful"`` or ``"unreliable"``."""

@@ -70,7 +70,7 @@ def normalized_weights(log_w: Float[Tensor, "particles *batch"]) -> Float[Tensor
 
 
 def grouped(log_w: Float[Tensor, "particles *batch"], num_groups: int) -> Float[Tensor, "inner groups *batch"]:
-    """Split the particles of each datapoint into M consecutive groups; dimension 0 is that within a group.
+    """Split the particles of each datapoint into M consecutive groups; the first dimension runs within a group.
 
     Errors:
         ConfigError: unless the number of particles is a multiple of ``num_groups``.
@@ -87,7 +87,7 @@ def grouped(log_w: Float[Tensor, "particles *batch"], num_groups: int) -> Float[
 
 
 def ungrouped(groups: Float[Tensor, "inner groups *batch"]) -> Float[Tensor, "particles *batch"]:
-    """Return the particles that :func:`grouped` split to one dimension.
+    """Undo :func:`grouped`: return all particles in one dimension.
 
     Example:
         >>> ungrouped(grouped(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), num_groups=2))[:, 0]

@@ -31,9 +31,10 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def observed(self, p: Any, mask: Tensor | None) -> Any:
-        r"""Restrict the density to the observed entries, :math:`\prod_{d: m_d = 1} p(x_d \mid z)`; draws have them all.
+        r"""Return the density of the observed entries alone, :math:`\prod_{d: m_d = 1} p(x_d \mid z)`.
 
         Entries of x are independent given z, so the product over the observed ones is the integral over the others.
+        Draws have all entries.
 
         Arguments:
             p: The distribution that :meth:`forward` returned.
@@ -80,6 +81,9 @@ class LocationScale(Likelihood):
         max_scale: float = 100.0,
         start_scale: float = 1.0,
     ) -> None:
+        known = scale in ("learned", "decoder") if isinstance(scale, str) else math.isfinite(scale) and scale > 0
+        if not known:
+            raise ConfigError(f"scale={scale!r}: expected a positive number, 'learned' or 'decoder'")
         from_decoder = scale == "decoder"
         super().__init__(data_shape, (2, *data_shape) if from_decoder else data_shape)
         self.from_decoder = from_decoder
@@ -89,12 +93,8 @@ class LocationScale(Likelihood):
         if scale == "learned":
             self.log_scale = nn.Parameter(torch.full(tuple(data_shape), self.log_start))
         elif not isinstance(scale, str):
-            if not (math.isfinite(scale) and scale > 0):
-                raise ConfigError(f"scale={scale}: expected a positive number, 'learned' or 'decoder'")
             self.register_buffer("log_scale", torch.full(tuple(data_shape), math.log(scale)))
             self.log_bounds = (-math.inf, math.inf)
-        elif not from_decoder:
-            raise ConfigError(f"scale={scale!r}: expected a positive number, 'learned' or 'decoder'")
 
     def hits(self, params: Tensor) -> Tensor:
         loc, log_scale = self._parts(params)

@@ -97,32 +97,32 @@ class _Exponential(TorchDistribution):
         """Draw by the inverse of the distribution function, on the side of the interval where it is accurate."""
         size = torch.where(self.logits < 0, -self.logits, self.logits)  # unlike abs(), it has a gradient at 0
         u = torch.rand(self._extended_shape(sample_shape), dtype=size.dtype, device=size.device)
-        small, large = size < 1e-3, size.where(size >= 1e-3, 1)
-        dark = torch.where(small, u - size * u * (1 - u) / 2, -torch.log1p(u * torch.expm1(-large)) / large)
+        is_small, large = size < 1e-3, size.where(size >= 1e-3, 1)
+        dark = torch.where(is_small, u - size * u * (1 - u) / 2, -torch.log1p(u * torch.expm1(-large)) / large)
         return torch.where(self.logits < 0, dark, 1 - dark).clamp(0, 1)
 
     @property
     def mean(self) -> Tensor:
-        small, near, far = self._by_size()
-        size = far.abs()  # for a negative logit the exponential would overflow, and its gradient be nan
+        is_small, small, large = self._by_size()
+        size = large.abs()  # for a negative logit the exponential would overflow, and its gradient be nan
         above = 1 / -torch.expm1(-size) - 1 / size
-        return torch.where(small, 0.5 + near / 12 - near**3 / 720, torch.where(far < 0, 1 - above, above))
+        return torch.where(is_small, 0.5 + small / 12 - small**3 / 720, torch.where(large < 0, 1 - above, above))
 
     @property
     def variance(self) -> Tensor:
-        small, near, far = self._by_size()
-        square = near.square()
-        exact = far.square().reciprocal() - 0.25 / torch.sinh(far / 2).square()
-        return torch.where(small, 1 / 12 - square / 240 + square**2 / 6048, exact)
+        is_small, small, large = self._by_size()
+        square = small.square()
+        exact = large.square().reciprocal() - 0.25 / torch.sinh(large / 2).square()
+        return torch.where(is_small, 1 / 12 - square / 240 + square**2 / 6048, exact)
 
     def _log_normaliser(self) -> Tensor:
         r""":math:`\log \sinh(l / 2) / (l / 2)`."""
-        small, near, far = self._by_size()
-        square, size = near.square(), far.abs()
+        is_small, small, large = self._by_size()
+        square, size = small.square(), large.abs()
         exact = size / 2 - size.log() + torch.log1p(-torch.exp(-size))
-        return torch.where(small, square / 24 - square**2 / 2880 + square**3 / 181440, exact)
+        return torch.where(is_small, square / 24 - square**2 / 2880 + square**3 / 181440, exact)
 
     def _by_size(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return which logits are small, and logits for both formulas, at which the unused one has finite gradients."""
-        small = self.logits.abs() < 0.1
-        return small, self.logits.where(small, 0), self.logits.where(~small, 1)
+        is_small = self.logits.abs() < 0.1
+        return is_small, self.logits.where(is_small, 0), self.logits.where(~is_small, 1)
