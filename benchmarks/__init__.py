@@ -1,1 +1,1 @@
-r"""What stands in the README as a figure: measured by ``python -m benchmarks NAME``, recorded in ``results``."""
+r"""Benchmarks: ``python -m benchmarks NAME`` measures the figures in the README, and ``results`` holds the records."""

@@ -1,4 +1,4 @@
-r"""One command for all benchmarks: ``python -m benchmarks NAME ...``; without a name it lists them."""
+r"""The command for all benchmarks: ``python -m benchmarks NAME ...``; without a name it lists them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
+    """Run a benchmark and return the exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
     if args.benchmark is None:
-        print("\n".join(f"{name:16}{_first_line(name)}" for name in BENCHMARKS))
+        for name in BENCHMARKS:
+            print(f"{name:16}{_first_line(name)}")
         return 0
     try:
         BENCHMARKS[args.benchmark].run(args, argv)
@@ -58,10 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="benchmark", metavar="NAME")
     for name, module in BENCHMARKS.items():
-        raw = argparse.RawDescriptionHelpFormatter
-        module.add_arguments(
-            names.add_parser(name, help=_first_line(name), description=module.__doc__, formatter_class=raw)
+        command = names.add_parser(
+            name,
+            help=_first_line(name),
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        module.add_arguments(command)
     return parser
 
 

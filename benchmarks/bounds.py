@@ -1,8 +1,9 @@
 r"""Every bound and estimator of log p(x) against its budget, beside the exact log p(x) of networks with two latents.
 
 One network is trained per objective, on the digits or, with --data-dir, on MNIST. Its log p(x) of the test images is
-summed over a grid; then every estimator gets 2 to 10,000 decoder evaluations per image. Written are a record (JSON),
-its tables (Markdown) and a figure (PNG). What is finished after Ctrl-C stays, and the same command goes on from there.
+summed over a grid; then every estimator gets 2 to 10,000 decoder evaluations per image. The benchmark writes a record
+(JSON), its tables (Markdown) and a figure (PNG). After Ctrl-C the finished networks are kept, and the same command
+goes on from there.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the numbers depend on, besides the code."""
+    """The settings that the numbers depend on, besides the code."""
 
     tier: str
     data: str
     images: int
-    """The first so many of the test set."""
+    """The number of test images, the first of the test set."""
     steps: int
-    """Of training, at least; epochs are not cut."""
+    """The least number of training steps; epochs are not cut."""
     budgets: tuple[int, ...]
     seed: int = 0
     batch_size: int = 64
@@ -59,23 +60,25 @@ class Settings:
 
 
 _BUDGETS = (2, 5, 10, 30, 100, 300, 1000, 3000, 10_000)
+_FEW_BUDGETS = (2, 10, 100, 1000)
 TIERS = {
-    ("smoke", "digits"): Settings("smoke", "digits", 48, 300, (2, 10, 100, 1000)),
-    ("t1", "digits"): Settings("t1", "digits", 360, 2000, _BUDGETS),
-    ("smoke", "mnist"): Settings("smoke", "mnist", 10, 300, (2, 10, 100, 1000)),
-    ("t1", "mnist"): Settings("t1", "mnist", 60, 3000, _BUDGETS, batch_size=100),
+    ("smoke", "digits"): Settings("smoke", "digits", images=48, steps=300, budgets=_FEW_BUDGETS),
+    ("t1", "digits"): Settings("t1", "digits", images=360, steps=2000, budgets=_BUDGETS),
+    ("smoke", "mnist"): Settings("smoke", "mnist", images=10, steps=300, budgets=_FEW_BUDGETS),
+    ("t1", "mnist"): Settings("t1", "mnist", images=60, steps=3000, budgets=_BUDGETS, batch_size=100),
 }
+_NUM_DIGITS = 1294  # training digits; the others are for validation elsewhere, as in `pyro-vae train`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tier", choices=("smoke", "t1"), default="smoke", help="seconds, or minutes")
-    parser.add_argument("--data-dir", metavar="DIR", help="take MNIST, whose raw files are in DIR/MNIST/raw")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="FOLDER")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--images", type=int, help="instead of the tier's number of test images")
-    parser.add_argument("--steps", type=int, help="instead of the tier's number of training steps")
-    parser.add_argument("--budgets", type=int, nargs="+", help="instead of the tier's, decoder evaluations per image")
-    parser.add_argument("--redraw", action="store_true", help="only tables and figure, from the record in FOLDER")
+    parser.add_argument("--tier", choices=("smoke", "t1"), default="smoke", help="smoke takes seconds, t1 minutes")
+    parser.add_argument("--data-dir", metavar="DIR", help="use MNIST, with the raw files in DIR/MNIST/raw")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="FOLDER", help="where to write")
+    parser.add_argument("--threads", type=int, default=2, help="the number of processor threads")
+    parser.add_argument("--images", type=int, help="the number of test images, instead of the tier's")
+    parser.add_argument("--steps", type=int, help="the number of training steps, instead of the tier's")
+    parser.add_argument("--budgets", type=int, nargs="+", help="decoder evaluations per image, instead of the tier's")
+    parser.add_argument("--redraw", action="store_true", help="only write tables and figure, from FOLDER's record")
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -83,23 +86,26 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     settings = _settings(args)
     path = args.out / f"bounds_{settings.data}.json"
     if args.redraw:
-        return _show(json.loads(path.read_text()), path)
+        _show(json.loads(path.read_text()), path)
+        return
     record = _begun(path, settings, origin(argv, seed=settings.seed))
 
     try:
         measure(settings, record, args.data_dir, lambda: write(path, record))
-    finally:  # Ctrl-C leaves what is done
+    finally:  # after Ctrl-C too, so that nothing finished is lost
         write(path, record)
         _show(record, path)
-    return print("\n".join(str(path.with_suffix(suffix)) for suffix in (".json", ".md", ".png")))
+    for suffix in (".json", ".md", ".png"):
+        print(path.with_suffix(suffix))
 
 
 def measure(settings: Settings, record: dict[str, Any], data_dir: str | None, save: Callable[[], None]) -> None:
-    """Fill the record, network by network."""
+    """Train and examine one network after the other, and fill the record."""
     x_train, x_test = _data(settings, data_dir)
+    finished = [network["objective"] for network in record["networks"]]  # by a run that was interrupted
     for name in OBJECTIVES:
-        if any(network["objective"] == name for network in record["networks"]):
-            continue  # of a run that was interrupted
+        if name in finished:
+            continue
         network: dict[str, Any] = {"objective": name, "finished": False, "cells": []}
         record["networks"].append(network)
         clock = Clock()
@@ -114,6 +120,7 @@ def measure(settings: Settings, record: dict[str, Any], data_dir: str | None, sa
 
 
 def _fill(network: dict[str, Any], exam: Exam, settings: Settings) -> None:
+    """Measure every estimator at every budget, and note it in the network's part of the record."""
     print(f"{network['objective']}: log p(x) {network['log_evidence']:.3f} nats, summed over a grid")
     for place, budget in enumerate(settings.budgets):
         for entry in ROSTER:
@@ -127,21 +134,29 @@ def _fill(network: dict[str, Any], exam: Exam, settings: Settings) -> None:
 
 
 def _line(cell: dict[str, Any]) -> str:
-    gap, error = (math.nan if (it := cell[key]) is None else it for key in ("difference", "monte_carlo_error"))
-    ran = f"{cell['estimator']:10}{cell['evaluations']:8.0f}"
-    return f"  {ran}{gap:+10.4f} ± {error:.4f}{cell['cpu_seconds']:8.1f} s"
+    gap = _or_nan(cell["difference"])
+    error = _or_nan(cell["monte_carlo_error"])
+    return f"  {cell['estimator']:10}{cell['evaluations']:8.0f}{gap:+10.4f} ± {error:.4f}{cell['cpu_seconds']:8.1f} s"
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _settings(args: argparse.Namespace) -> Settings:
+    """Return the settings of the tier, changed by the options that are given."""
     settings = TIERS[args.tier, "mnist" if args.data_dir else "digits"]
-    given = {name: getattr(args, name) for name in ("images", "steps", "budgets")}
-    if given["budgets"]:
-        given["budgets"] = tuple(sorted(given["budgets"]))
-    return replace(settings, **{name: value for name, value in given.items() if value})
+    if args.images:
+        settings = replace(settings, images=args.images)
+    if args.steps:
+        settings = replace(settings, steps=args.steps)
+    if args.budgets:
+        settings = replace(settings, budgets=tuple(sorted(args.budgets)))
+    return settings
 
 
 def _begun(path: Path, settings: Settings, provenance: dict[str, Any]) -> dict[str, Any]:
-    """A new record, or the one of the same run if that was interrupted, with the networks it had finished."""
+    """Return a new record, with the networks that the same run had finished if it was interrupted."""
     new: dict[str, Any] = {
         "benchmark": "bounds",
         "finished": False,
@@ -152,8 +167,9 @@ def _begun(path: Path, settings: Settings, provenance: dict[str, Any]) -> dict[s
     if not path.exists():
         return new
     old = json.loads(path.read_text())
-    same = all(old.get(key) == new[key] for key in ("benchmark", "finished", "settings", "provenance"))
-    kept = [network for network in old["networks"] if network["finished"]] if same else []
+    if any(old.get(key) != new[key] for key in ("benchmark", "finished", "settings", "provenance")):
+        return new
+    kept = [network for network in old["networks"] if network["finished"]]
     if kept:
         print(f"going on after {', '.join(network['objective'] for network in kept)}")
     return new | {"networks": kept}
@@ -161,9 +177,10 @@ def _begun(path: Path, settings: Settings, provenance: dict[str, Any]) -> dict[s
 
 def _data(settings: Settings, data_dir: str | None) -> tuple[pv.data.Pixels, Tensor]:
     data = pv.data.load(settings.data, data_dir=data_dir)
-    num = 1294 if settings.data == "digits" else len(data.x_train)  # as in digits_truth
-    x_train = pv.data.Pixels(data.x_train[:num], "dynamic", max_value=data.max_value)
-    return x_train, pv.data.Pixels(data.x_test, "static", max_value=data.max_value)[:][: settings.images]
+    num_train = _NUM_DIGITS if settings.data == "digits" else len(data.x_train)
+    x_train = pv.data.Pixels(data.x_train[:num_train], "dynamic", max_value=data.max_value)
+    x_test = pv.data.Pixels(data.x_test, "static", max_value=data.max_value)[:]
+    return x_train, x_test[: settings.images]
 
 
 def _trained(name: str, settings: Settings, x_train: pv.data.Pixels) -> pv.VAE:
@@ -174,11 +191,12 @@ def _trained(name: str, settings: Settings, x_train: pv.data.Pixels) -> pv.VAE:
         hidden=settings.hidden,
         data_mean=x_train.mean,
     )
+    steps_per_epoch = math.ceil(len(x_train) / settings.batch_size)
     history = pv.fit(
         vae,
         x_train,
         objective=OBJECTIVES[name](),
-        num_epochs=math.ceil(settings.steps / math.ceil(len(x_train) / settings.batch_size)),
+        num_epochs=math.ceil(settings.steps / steps_per_epoch),
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         seed=settings.seed,
@@ -190,7 +208,7 @@ def _trained(name: str, settings: Settings, x_train: pv.data.Pixels) -> pv.VAE:
 
 
 def _with_truth(vae: pv.VAE, x: Tensor, network: dict[str, Any]) -> Exam:
-    """The exact values, of the network in double precision."""
+    """Return the exam with the exact log p(x), from the network in double precision, and note it in the record."""
     clock = Clock()
     truth = pv.evidence.quadrature(vae.double().model, vae.guide, x.double(), progress=True)
     vae.float()
@@ -205,6 +223,7 @@ def _with_truth(vae: pv.VAE, x: Tensor, network: dict[str, Any]) -> Exam:
 
 
 def _show(record: dict[str, Any], path: Path) -> None:
+    """Write the tables and the figure beside the record."""
     path.with_suffix(".md").write_text(markdown(record, path.with_suffix(".png").name))
     if any(network["cells"] for network in record["networks"]):
         draw(record, path.with_suffix(".png"))

@@ -1,4 +1,4 @@
-r"""The record of the bounds benchmark as Markdown."""
+r"""The tables of the bounds benchmark, in Markdown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ expectation; `point` says that there is none.
 
 
 def markdown(record: dict[str, Any], figure: str) -> str:
-    """Title, origin, and for every network its cells, prices, and A/A row."""
+    """Return the record as Markdown: title, origin, and for every network its cells, prices and A/A row."""
     settings, origin = record["settings"], record["provenance"]
     unfinished = "" if record["finished"] else "\n**Not finished.**\n"
     lines = [
@@ -48,7 +48,9 @@ def markdown(record: dict[str, Any], figure: str) -> str:
         f"![Estimate minus log p(x) against decoder evaluations]({figure})\n",
         _LEGEND,
     ]
-    return "\n".join([*lines, *(part for network in record["networks"] for part in _network(network))])
+    for network in record["networks"]:
+        lines += _network(network)
+    return "\n".join(lines)
 
 
 def _network(network: dict[str, Any]) -> list[str]:
@@ -59,30 +61,28 @@ def _network(network: dict[str, Any]) -> list[str]:
             f"nats, test-set error ± {_number(network['test_set_error'], 2)}; "
             f"{_percent(network['unsettled'])} of the images did not settle.\n"
         )
-    lines.append(
-        _table([title for title, _ in _COLUMNS], [[show(c) for _, show in _COLUMNS] for c in network["cells"]])
-    )
+    titles = [title for title, _ in _COLUMNS]
+    rows = [[show(cell) for _, show in _COLUMNS] for cell in network["cells"]]
+    lines.append(_table(titles, rows))
     if "prices" in network:
         lines += ["What 0.1 nat costs (the smallest budget from which on RMSE ≤ 0.1):\n", _prices(network["prices"])]
     if "a_a" in network:
-        lines.append(_same(network["a_a"]))
+        lines.append(_aa_sentence(network["a_a"]))
     return lines
 
 
 def _prices(prices: list[dict[str, Any]]) -> str:
-    rows = [
-        [
-            price["estimator"],
-            "never" if price["budget"] is None else f"{price['evaluations']:,.0f}",
-            "-" if price["budget"] is None else f"{1000 * price['cpu_seconds_per_image']:.2g}",
-            _number(price["smallest_rmse"], 3),
-        ]
-        for price in prices
-    ]
+    rows = []
+    for price in prices:
+        evaluations, milliseconds = "never", "-"
+        if price["budget"] is not None:
+            evaluations = f"{price['evaluations']:,.0f}"
+            milliseconds = f"{1000 * price['cpu_seconds_per_image']:.2g}"
+        rows.append([price["estimator"], evaluations, milliseconds, _number(price["smallest_rmse"], 3)])
     return _table(["estimator", "evaluations per image", "CPU ms per image", "smallest RMSE at any budget"], rows)
 
 
-def _same(row: dict[str, Any]) -> str:
+def _aa_sentence(row: dict[str, Any]) -> str:
     return (
         f"A/A: {row['estimator']} with K = {row['num_particles']:,} and seeds {row['seeds'][0]} and {row['seeds'][1]} "
         f"differs from itself by {row['difference']:+.4f} ± {row['difference_monte_carlo_error']:.4f} nats "

@@ -1,4 +1,4 @@
-r"""One cell of the bounds benchmark, and what follows from all of a network's: the price of 0.1 nat, the A/A row."""
+r"""One cell of the bounds benchmark, an estimator at a budget; the price of 0.1 nat; and the A/A row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .estimators import Entry
 from .provenance import Clock
 
 PRICE = 0.1  # nats
-_BINS = (-math.inf, 0.3, 0.5, 0.7, math.inf)  # of k-hat
+_BINS = (-math.inf, 0.3, 0.5, 0.7, math.inf)  # edges of bins of k-hat
 
 
 class Exam(NamedTuple):
@@ -32,16 +32,23 @@ class Exam(NamedTuple):
 
 
 def measured(entry: Entry, budget: int, exam: Exam, *, seed: int) -> dict[str, Any] | None:
-    """What an estimator says of the images within a budget, beside the truth; ``None`` if it is too small."""
+    """Return the estimates of all images within a budget, beside the truth; ``None`` if the budget is too small."""
     run = entry.make(budget)
     if run is None:
         return None
     clock = Clock()
     found = pv.compare(
-        {entry.name: run.estimator}, exam.vae.model, exam.vae.guide, exam.x, exact=exam.exact, seed=seed, progress=True
+        {entry.name: run.estimator},
+        exam.vae.model,
+        exam.vae.guide,
+        exam.x,
+        exact=exam.exact,
+        seed=seed,
+        progress=True,
     )
-    busy = clock.read()["cpu_seconds"]
-    (row,), (evidence,) = found.to_dict()["rows"], found.evidence[entry.name]
+    cpu_seconds = clock.read()["cpu_seconds"]
+    (row,) = found.to_dict()["rows"]
+    (evidence,) = found.evidence[entry.name]
     cell = {
         "estimator": entry.name,
         "estimates": entry.estimates,
@@ -51,73 +58,93 @@ def measured(entry: Entry, budget: int, exam: Exam, *, seed: int) -> dict[str, A
         "num_temperatures": run.num_temperatures,
         "evaluations": row["evaluations"],
         "seed": seed,
-        **{key: row[key] for key in ("value", "monte_carlo_error", "test_set_error")},
+        "value": row["value"],
+        "monte_carlo_error": row["monte_carlo_error"],
+        "test_set_error": row["test_set_error"],
         "difference": row["bias"],
         "difference_monte_carlo_error": row["monte_carlo_error"],
-        **{key: row[key] for key in ("rmse", "pareto_k_above")},
-        **{verdict: evidence.share(verdict) for verdict in ("ok", "doubtful", "unreliable")},
+        "rmse": row["rmse"],
+        "pareto_k_above": row["pareto_k_above"],
+        "ok": evidence.share("ok"),
+        "doubtful": evidence.share("doubtful"),
+        "unreliable": evidence.share("unreliable"),
         "seconds": row["seconds"],
-        "cpu_seconds": busy,
+        "cpu_seconds": cpu_seconds,
     }
-    return cell | (_trust(evidence, exam.exact) if entry.estimates == "log p(x)" else dict.fromkeys(_TRUST))
+    if entry.estimates == "log p(x)":
+        return cell | _trust(evidence, exam.exact)
+    return cell | dict.fromkeys(_TRUST)  # errors and verdicts of a bound are about the bound, not about log p(x)
 
 
 _TRUST = ("coverage", "ok_within_3", "ok_beyond_3", "by_pareto_k")
 
 
 def _trust(evidence: LogEvidence, exact: Float[Tensor, " batch"]) -> dict[str, Any]:
-    """Whether the error bar and the verdict are to be believed; of intervals, those of 95%."""
-    errors = (evidence.value - exact.cpu()).abs() / evidence.stderr
+    """Return how often 95% intervals hold the truth, and how often a verdict of ok was right."""
+    errors = (evidence.value - exact.cpu()).abs() / evidence.stderr  # in standard errors
     ok = torch.from_numpy(evidence.verdict == "ok")
+    wrongly_ok = (ok & (errors > 3)).nonzero()[:, 0].tolist()
     return {
         "coverage": _share(errors <= 1.96),
         "ok_within_3": _share(errors[ok] <= 3),
-        "ok_beyond_3": [_described(evidence, exact, place) for place in (ok & (errors > 3)).nonzero()[:, 0].tolist()],
+        "ok_beyond_3": [_described(evidence, exact, image) for image in wrongly_ok],
         "by_pareto_k": _by_pareto_k(evidence.pareto_k, errors),
     }
 
 
 def _by_pareto_k(k: Float[Tensor, " batch"], errors: Float[Tensor, " batch"]) -> list[dict[str, Any]] | None:
+    """Return the same shares for the images in each bin of k-hat; ``None`` if the estimator has no k-hat."""
     if k.isnan().any():
         return None
     found = []
     for low, high in pairwise(_BINS):
         here = (k >= low) & (k < high)
-        inside = {"coverage": _share(errors[here] <= 1.96), "within_3": _share(errors[here] <= 3)}
-        found.append({"below": high if high < math.inf else None, "images": int(here.sum()), **inside})
+        found.append(
+            {
+                "below": high if high < math.inf else None,
+                "images": int(here.sum()),
+                "coverage": _share(errors[here] <= 1.96),
+                "within_3": _share(errors[here] <= 3),
+            }
+        )
     return found
 
 
-def _described(evidence: LogEvidence, exact: Float[Tensor, " batch"], place: int) -> dict[str, Any]:
-    k = evidence.pareto_k[place].item()
+def _described(evidence: LogEvidence, exact: Float[Tensor, " batch"], image: int) -> dict[str, Any]:
+    """Return the estimate of one image, for the record."""
+    k = evidence.pareto_k[image].item()
     return {
-        "image": place,
-        "difference": (evidence.value[place] - exact[place]).item(),
-        "stderr": evidence.stderr[place].item(),
-        "ess": evidence.ess[place].item(),
+        "image": image,
+        "difference": (evidence.value[image] - exact[image]).item(),
+        "stderr": evidence.stderr[image].item(),
+        "ess": evidence.ess[image].item(),
         "pareto_k": None if math.isnan(k) else k,
     }
 
 
 def _share(true: Tensor) -> float | None:
+    """Return the share of true values; ``None`` if there are no values."""
     return true.double().mean().item() if len(true) else None
 
 
 def prices(cells: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """For each estimator the smallest budget from which on its error stays within 0.1 nats; ``None`` for never."""
+    """Return, for each estimator, the smallest budget from which on its RMSE stays within 0.1 nats; ``None``: never."""
     found = []
     for name in dict.fromkeys(cell["estimator"] for cell in cells):
-        mine = sorted((cell for cell in cells if cell["estimator"] == name), key=lambda cell: cell["budget"])
-        bad = [place for place, cell in enumerate(mine) if cell["rmse"] is None or cell["rmse"] > PRICE]
-        enough = mine[bad[-1] + 1 :] if bad else mine
-        first = enough[0] if enough else None
+        mine = [cell for cell in cells if cell["estimator"] == name]
+        mine.sort(key=lambda cell: cell["budget"])
+        enough = None  # the first of the cells at the end that are all within the price
+        for cell in reversed(mine):
+            if cell["rmse"] is None or cell["rmse"] > PRICE:
+                break
+            enough = cell
         found.append(
             {
                 "estimator": name,
                 "rmse": PRICE,
-                "budget": first and first["budget"],
-                "evaluations": first and first["evaluations"],
-                "cpu_seconds_per_image": first and first["cpu_seconds"] / num_images,
+                "budget": enough and enough["budget"],
+                "evaluations": enough and enough["evaluations"],
+                "cpu_seconds_per_image": enough and enough["cpu_seconds"] / num_images,
                 "smallest_rmse": min((cell["rmse"] for cell in mine if cell["rmse"] is not None), default=None),
             }
         )
@@ -125,11 +152,13 @@ def prices(cells: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]
 
 
 def aa_row(exam: Exam, *, num_particles: int, seed: int) -> dict[str, Any]:
-    """Importance sampling against itself with another seed: a difference where there is none."""
-    same = partial(importance, num_particles=num_particles)
-    first, second = (same(exam.vae.model, exam.vae.guide, exam.x, seed=it) for it in (seed, seed + 1))
+    """Return the difference of importance sampling from itself with another seed, where there should be none."""
+    sampled = partial(importance, exam.vae.model, exam.vae.guide, exam.x, num_particles=num_particles)
+    first = sampled(seed=seed)
+    second = sampled(seed=seed + 1)
+    gap = first.value - second.value
     error = (first.stderr.square() + second.stderr.square()).sqrt()
-    gap, mean_error = first.value - second.value, error.square().sum().sqrt().item() / len(error)
+    mean_error = error.square().sum().sqrt().item() / len(error)
     return {
         "estimator": "IS",
         "num_particles": num_particles,

@@ -1,8 +1,8 @@
 r"""Importance sampling beside a hand-written loop and pythae's get_nll: time on the same weights, and peak memory.
 
 Burda's one-layer network (784-200-200-50) on binary images, K = 5000, one thread. The three are run in turn, so that
-what slows the machine slows all of them, and compared by the median ratio. pythae need not be installed: without it the
-record says so. Peak memory is that of a process of its own, for K = 1,000 and for K = 100,000.
+other work on the machine slows all of them alike, and compared by the median ratio. pythae need not be installed; the
+record says if it was not. Peak memory is that of a process of its own, for K = 1,000 and for K = 100,000.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def hand_written(vae: pv.VAE, num_particles: int, chunk: int) -> Nll:
-    """What one writes without a library: a loop over images and chunks of draws."""
+    """Return log p(x) as one writes it without a library: a loop over images and chunks of draws."""
 
     @torch.no_grad()
     def log_p(x: Tensor) -> Tensor:
@@ -52,9 +52,8 @@ def hand_written(vae: pv.VAE, num_particles: int, chunk: int) -> Nll:
                 noise = torch.randn(chunk, len(loc))
                 z = loc + scale * noise
                 logits = vae.decoder(z).flatten(1)
-                error = functional.binary_cross_entropy_with_logits(
-                    logits, image.expand_as(logits), reduction="none"
-                ).sum(1)
+                target = image.expand_as(logits)
+                error = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
                 log_w = -error - 0.5 * z.square().sum(1) + 0.5 * noise.square().sum(1) + scale.log().sum()
                 found[i] = torch.logaddexp(found[i], log_w.double().logsumexp(0))
         return found - math.log(num_particles)
@@ -63,7 +62,7 @@ def hand_written(vae: pv.VAE, num_particles: int, chunk: int) -> Nll:
 
 
 def by_pythae(vae: pv.VAE, num_particles: int) -> Nll | None:
-    """``get_nll`` on the same weights, as its documentation calls it; None if it cannot be imported."""
+    """Return pythae's ``get_nll`` on the same weights, called as in its documentation; ``None`` without pythae."""
     try:
         from pythae.models import VAE, VAEConfig
         from pythae.models.base.base_utils import ModelOutput
@@ -74,7 +73,8 @@ def by_pythae(vae: pv.VAE, num_particles: int) -> Nll | None:
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
             super().__init__()
-            self.latent_dim, self.net = vae.latent_dim, vae.encoder
+            self.latent_dim = vae.latent_dim
+            self.net = vae.encoder
 
         def forward(self, x: Tensor) -> Any:
             loc, log_scale = vae.encoder(x).reshape(len(x), 2, -1).unbind(1)
@@ -94,16 +94,17 @@ def by_pythae(vae: pv.VAE, num_particles: int) -> Nll | None:
 
 
 def peak_memory(num_particles: int) -> int:
-    """Of a process that estimates log p(x) of eight images, in KiB."""
-    words = [sys.executable, "-c", _MEMORY, str(num_particles)]
-    return int(subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    """Return the peak memory of a process that estimates log p(x) of eight images, in KiB."""
+    command = [sys.executable, "-c", _MEMORY, str(num_particles)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return int(done.stdout)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("evidence_cost.json"))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--images", type=int, default=10)
-    parser.add_argument("--particles", type=int, default=5000)
+    parser.add_argument("--out", type=Path, default=Path("evidence_cost.json"), help="the record to write")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each contender is timed")
+    parser.add_argument("--images", type=int, default=10, help="the number of images")
+    parser.add_argument("--particles", type=int, default=5000, help="draws per image")
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -122,15 +123,12 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         "hand-written, chunks of 1000": hand_written(vae, args.particles, 1000),
         "pythae get_nll": by_pythae(vae, args.particles),
     }
-    taken = _in_turn({name: part for name, part in contenders.items() if part is not None}, x, args.rounds)
-    rows = [
-        {
-            "what": name,
-            "time / pyro_vae": _median([t / own for t, own in zip(times, taken["pyro_vae"], strict=True)]),
-            "seconds per image": _median(times) / len(x),
-        }
-        for name, times in taken.items()
-    ]
+    present = {name: nll for name, nll in contenders.items() if nll is not None}
+    taken = _in_turn(present, x, args.rounds)
+    rows = []
+    for name, times in taken.items():
+        ratios = [seconds / own for seconds, own in zip(times, taken["pyro_vae"], strict=True)]
+        rows.append({"what": name, "time / pyro_vae": _median(ratios), "seconds per image": _median(times) / len(x)})
     memory = {str(k): peak_memory(k) for k in (1000, 100_000)}
     for row in rows:
         print(f"{row['what']:32}{row['time / pyro_vae']:8.2f}{row['seconds per image']:10.4f} s per image")
@@ -148,12 +146,13 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def _in_turn(contenders: dict[str, Nll], x: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds that each contender takes in each round."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, nll in contenders.items():
             start = time.perf_counter()
             nll(x)
-            if turn:  # the first is to warm up
+            if turn > 0:  # the first round warms up
                 taken[name].append(time.perf_counter() - start)
     return taken
 

@@ -1,9 +1,9 @@
-r"""Does a second stochastic layer pay? Burda's two networks on MNIST, after as many epochs and after as much time.
+r"""Does a second stochastic layer pay? Burda's two networks on MNIST, after equally many epochs and in equal time.
 
-Trains the one-layer and the two-layer network of the IWAE paper in the same way for the same number of epochs; then the
-one-layer network anew, for as many epochs as take it the time of the two-layer one, by the ratio of times of a step,
-measured in turn. All are evaluated by importance sampling from their guides on the same binarised test images. Each
-training is a run folder in OUT, so that after Ctrl-C the same command goes on where it was.
+The benchmark trains the one-layer and the two-layer network of the IWAE paper in the same way for the same number of
+epochs; then the one-layer network anew, for the number of epochs that takes the time of the two-layer one, by the ratio
+of times of a step, measured in turn. All are evaluated by importance sampling from their guides on the same binarised
+test images. Each training is a run folder in OUT, so that after Ctrl-C the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from pyro_vae.training.state import read_epochs
 
 from .provenance import Clock, origin, write
 
-_ROUNDS, _STEPS = 15, 10
+_ROUNDS = 15  # of timing
+_STEPS = 10  # of training in a round
 
 
 def config_of(preset: Any, num_epochs: int, args: argparse.Namespace) -> TrainConfig:
+    """Return the configuration of a training run."""
     return TrainConfig(
         dataset=args.dataset,
         preset=preset,
@@ -52,12 +54,13 @@ def config_of(preset: Any, num_epochs: int, args: argparse.Namespace) -> TrainCo
 
 
 def step_ratio(args: argparse.Namespace, x_train: pv.data.Pixels) -> float:
-    """How many times as long a step of two layers takes as one of one layer: the median over rounds, each in turn."""
-    steps = {}
+    """Return the time of a step of two layers over that of one layer, as the median over rounds, each timed in turn."""
+    networks = {}
     for preset in ("burda", "burda_two_layer"):
-        vae = build(config_of(preset, 1, args), x_train)
-        loss = objective_of(config_of(preset, 1, args))(vae.model, vae.guide)
-        steps[preset] = loss, torch.optim.Adam(vae.parameters())
+        config = config_of(preset, 1, args)
+        vae = build(config, x_train)
+        loss = objective_of(config)(vae.model, vae.guide)
+        networks[preset] = loss, torch.optim.Adam(vae.parameters())
 
     def seconds(loss: Any, optimiser: torch.optim.Optimizer) -> float:
         start = time.perf_counter()
@@ -67,41 +70,51 @@ def step_ratio(args: argparse.Namespace, x_train: pv.data.Pixels) -> float:
             optimiser.step()
         return time.perf_counter() - start
 
-    rounds = [[seconds(*steps[preset]) for preset in steps] for _ in range(_ROUNDS + 1)][1:]
-    return statistics.median(two / one for one, two in rounds)
+    ratios = []
+    for _ in range(_ROUNDS + 1):
+        one = seconds(*networks["burda"])
+        two = seconds(*networks["burda_two_layer"])
+        ratios.append(two / one)
+    return statistics.median(ratios[1:])  # the first round warms up
 
 
 def trained(config: TrainConfig) -> tuple[pv.HierarchicalVAE | pv.VAE, dict[str, Any]]:
-    """A finished run, which may have been begun or finished before, and what is to be noted of it."""
+    """Return a trained network and its part of the record; a run that was begun or finished before is used."""
     folder = Path(str(config.out))
     if not (folder / "model.safetensors").exists():
         begun = (folder / "config.json").exists()
         finished = runs.resume(folder) if begun else runs.train(config)
-        if finished.evaluation is None:
+        if finished.evaluation is None:  # Ctrl-C while training stops the benchmark too
             raise KeyboardInterrupt
     found, vae = runs.load_run(folder)
     if replace(found, data_dir=config.data_dir) != config:
-        raise ConfigError(f"{folder} was trained with other options: choose another --out, or take it away")
+        raise ConfigError(f"{folder} was trained with other options: choose another --out, or remove the folder")
     last = read_epochs(folder / "history.csv")[-1]
-    told = {"epochs": last.epoch, "seconds": last.seconds, "validation_bound": last.validation_bound}
-    return vae, {"config": {**config.to_dict(), "data_dir": "DATA", "out": folder.name}, **told}  # pyright: ignore[reportReturnType]
+    row = {
+        "config": {**config.to_dict(), "data_dir": "DATA", "out": folder.name},
+        "epochs": last.epoch,
+        "seconds": last.seconds,
+        "validation_bound": last.validation_bound,
+    }
+    return vae, row  # pyright: ignore[reportReturnType]
 
 
 def paired(one: Tensor, other: Tensor) -> dict[str, float]:
+    """Return the mean difference on the same images, and its standard error."""
     gain = other - one
     return {"mean": gain.mean().item(), "error": (gain.std() / len(gain) ** 0.5).item()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default="mnist", choices=pv.data.DATASETS)
-    parser.add_argument("--data-dir", type=Path, help="torchvision's data folder")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--particles", type=int, default=5, help="of the bound that is maximised")
+    parser.add_argument("--data-dir", type=Path, help="torchvision's data folder, for all data sets but digits")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="the folder to write to")
+    parser.add_argument("--epochs", type=int, default=20, help="of training, by either network")
+    parser.add_argument("--particles", type=int, default=5, help="particles of the bound that is maximised")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--draws", type=int, default=5000, help="per test image, for log p(x)")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=5000, help="draws per test image, for log p(x)")
+    parser.add_argument("--images", type=int, default=10_000, help="the number of test images")
+    parser.add_argument("--threads", type=int, default=2, help="the number of processor threads")
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -111,7 +124,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     source = pv.data.load(args.dataset, data_dir=args.data_dir)
     x_train, _, x_test, _ = split(config_of("burda", args.epochs, args), source)
     x_test = x_test[: args.images]
-    # Measured once: another time it would differ a little, and ask for another run.
+    # The ratio is measured once: another time it would differ a little, and another run would be needed.
     ratio = json.loads(path.read_text())["step_ratio"] if path.exists() else step_ratio(args, x_train)
     longer = round(args.epochs * ratio)
     print(f"a step of two layers takes {ratio:.2f} times as long as one of one layer", flush=True)
@@ -123,21 +136,32 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     record: dict[str, Any] = {"step_ratio": ratio, "images": len(x_test), "networks": {}}
     found: dict[str, LogEvidence] = {}
     for name, config in networks.items():
-        vae, told = trained(config)
-        found[name] = pv.evidence.importance(vae.model, vae.guide, x_test, num_particles=args.draws, progress=True)
+        vae, row = trained(config)
+        evidence = pv.evidence.importance(vae.model, vae.guide, x_test, num_particles=args.draws, progress=True)
         elbo = pv.evidence.elbo(vae.model, vae.guide, x_test, num_particles=10)
-        told |= {key: getattr(found[name], key) for key in ("mean", "monte_carlo_error", "test_set_error")}
-        told |= {"elbo": elbo.mean, "active": active_units(vae, x_test)}
-        record["networks"][name] = told
-        print(f"{name:26}{told['mean']:10.3f} ± {told['test_set_error']:.3f}, ELBO {elbo.mean:.3f}", flush=True)
-        record["two layers above"] = {
-            other: paired(found[other].value, found["two layers"].value)
-            for other in found
-            if other != "two layers" and "two layers" in found
+        found[name] = evidence
+        record["networks"][name] = {
+            **row,
+            "mean": evidence.mean,
+            "monte_carlo_error": evidence.monte_carlo_error,
+            "test_set_error": evidence.test_set_error,
+            "elbo": elbo.mean,
+            "active": active_units(vae, x_test),
         }
+        print(f"{name:26}{evidence.mean:10.3f} ± {evidence.test_set_error:.3f}, ELBO {elbo.mean:.3f}", flush=True)
+        record["two layers above"] = _gains_of_two_layers(found)
         write(path, {**record, "provenance": provenance | clock.read()})
     print(record["two layers above"])
 
 
+def _gains_of_two_layers(found: dict[str, LogEvidence]) -> dict[str, dict[str, float]]:
+    """Return what two layers gain over each other network, once they are evaluated."""
+    if "two layers" not in found:
+        return {}
+    others = [name for name in found if name != "two layers"]
+    return {name: paired(found[name].value, found["two layers"].value) for name in others}
+
+
 def active_units(vae: Any, x: Tensor) -> dict[str, int | None]:
+    """Return the number of active units of each layer."""
     return {name: part.num_active for name, part in pv.diagnostics.latent_summary(vae.model, vae.guide, x).items()}

@@ -1,10 +1,10 @@
 r"""PriorVAE: a VAE of Gaussian-process draws as the prior of a regression, against the exact Gaussian process.
 
-A thousand places on a line; functions with a squared-exponential covariance whose length is unknown, uniform in
-[0.1, 0.4]. A VAE is trained on draws of their twelve leading coefficients. Then, for each of several functions, twenty
-noisy values are given: Pyro's NUTS draws from the posterior with the decoder as the prior, and what it finds is held
-against the exact answer, a mixture over the lengths. Beside it, the same for one Gaussian with the average covariance,
-which is where the VAE's training starts. Then the time, in turns, of what an inference at n = 1,000 is made of.
+There are a thousand places on a line, and functions with a squared-exponential covariance of unknown length, uniform
+in [0.1, 0.4]. A VAE is trained on draws of their twelve leading coefficients. Then twenty noisy values of each of
+several functions are given. Pyro's NUTS draws from the posterior with the decoder as the prior, and its answer is
+compared with the exact one, a mixture over the lengths; so is that of one Gaussian with the average covariance, which
+is where the VAE's training starts. Last, the parts of an inference at n = 1,000 are timed in turn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from pyro_vae.models.likelihoods.base import bisect
 from .provenance import Clock, add_arguments, origin, write
 
 _PLACES = torch.linspace(0, 1, 1000, dtype=torch.float64)
-_SHORT, _LONG, _NOISE, _CHAINS = 0.1, 0.4, 0.1, 4
+_SHORT, _LONG = 0.1, 0.4  # the range of lengths
+_NOISE = 0.1
+_CHAINS = 4
+_ANSWERS = ("vae", "one_gaussian", "exact")
 _TAILS = torch.tensor([0.05, 0.95], dtype=torch.float64)
 
 
@@ -41,28 +44,28 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*torch.jit")  # Pyro compiles with it
     provenance, clock = origin(argv, seed=args.seed), Clock()
-    num_lengths, num_epochs, num_problems, num_draws, turns = (
-        (4, 2, 1, 20, 1) if args.smoke else (64, 1000, 20, 1500, 3)
-    )
-    lengths = torch.linspace(_SHORT, _LONG, 2 * num_lengths + 1)[1::2].tolist()  # the middles of as many intervals
+    num_lengths, num_epochs, num_problems, num_draws, turns = 64, 1000, 20, 1500, 3
+    if args.smoke:
+        num_lengths, num_epochs, num_problems, num_draws, turns = 4, 2, 1, 20, 1
+    lengths = torch.linspace(_SHORT, _LONG, 2 * num_lengths + 1)[1::2].tolist()  # the middles of equal intervals
     fields = pv.GaussianFields(_covariance, lengths, num_coefficients=12, num_draws=5120)
     average = torch.stack([_covariance(length) for length in lengths]).mean(0)
     gaussian = pv.GaussianFields(lambda _: average, [None], num_coefficients=12)
     vae, training = _trained(fields, num_epochs, args.seed)
-    prior, before = pv.decoder_prior(vae), [value.clone() for value in vae.state_dict().values()]
+    prior = pv.decoder_prior(vae)
+    before = [value.clone() for value in vae.state_dict().values()]
     problems = []
     for number in range(num_problems):
         torch.manual_seed(args.seed + number)
         problems.append(_problem(fields, gaussian, prior, num_draws))
         print(number, problems[-1])
-    whos = ("vae", "one_gaussian", "exact")
     record = {
         **provenance,
         "lengths": [_SHORT, _LONG, num_lengths],
         "left_out": fields.left_out,
         "training": {"epochs": num_epochs, **training},
         "draws": [_CHAINS, num_draws],
-        "answers": {who: _mean_of([problem[who] for problem in problems]) for who in whos},
+        "answers": {name: _mean_of([problem[name] for problem in problems]) for name in _ANSWERS},
         "worst_r_hat": max(problem["r_hat"] for problem in problems),
         "decoder_untouched": all(map(torch.equal, before, vae.state_dict().values())),
         "problems": problems,
@@ -72,11 +75,12 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def _covariance(length: Any, places: Tensor = _PLACES) -> Tensor:
-    return torch.exp(-(((places[:, None] - places) / length) ** 2) / 2)
+    differences = (places[:, None] - places) / length
+    return torch.exp(-(differences**2) / 2)
 
 
 def _trained(fields: pv.GaussianFields, num_epochs: int, seed: int) -> tuple[pv.VAE, dict[str, float]]:
-    """The VAE, and how far the law of its draws is from that of the fields: KL, by log p on either side."""
+    """Return the VAE, and KL(fields || VAE), as a mean of differences of log-densities at draws of the fields."""
     torch.manual_seed(seed)
     vae = pv.presets.ppca_vae(
         data_shape=(12,),
@@ -86,7 +90,8 @@ def _trained(fields: pv.GaussianFields, num_epochs: int, seed: int) -> tuple[pv.
         scale_mixture=True,
         data_covariance=fields.data_covariance,
     )
-    x, start = fields[:2000], time.perf_counter()
+    x = fields[:2000]
+    start = time.perf_counter()
     pv.fit(
         vae,
         fields,
@@ -104,11 +109,12 @@ def _trained(fields: pv.GaussianFields, num_epochs: int, seed: int) -> tuple[pv.
 
 
 def _problem(fields: pv.GaussianFields, gaussian: pv.GaussianFields, prior: Any, num_draws: int) -> dict[str, Any]:
-    """Twenty noisy values of a function whose length is none of the grid's, and three answers."""
+    """Compare three answers, given twenty noisy values of a function with a length that is not on the grid."""
     f = _function()
     places = torch.randperm(len(_PLACES))[:20]
     y = f[places] + _NOISE * torch.randn(20)
-    exact, one = (each.given(places, y, scale=_NOISE) for each in (fields, gaussian))
+    exact = fields.given(places, y, scale=_NOISE)
+    one = gaussian.given(places, y, scale=_NOISE)
     z, seconds = _posterior(lambda: fields.basis[places] @ prior(), y, num_draws, _CHAINS)
     draws = _at_all_places(fields, prior, z)
     return {
@@ -122,7 +128,7 @@ def _problem(fields: pv.GaussianFields, gaussian: pv.GaussianFields, prior: Any,
 
 
 def _function() -> Tensor:
-    """All thousand values of one with a length of its own."""
+    """Return a function of random length, as its values at all places."""
     length = torch.empty(()).uniform_(_SHORT, _LONG).item()
     return _factor(_covariance(length)) @ torch.randn(len(_PLACES), dtype=torch.float64)
 
@@ -132,15 +138,20 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 def _posterior(field: Callable[[], Tensor], y: Tensor, num_draws: int, num_chains: int) -> tuple[Tensor, float]:
-    """The noise behind the coefficients, ``[chains, draws, latent]``, and the seconds it took."""
+    """Return draws of the decoder's latents given y, ``[chains, draws, latent]``, and the seconds they took."""
 
     def model() -> None:
         pyro.sample("y", dist.Normal(field(), _NOISE).to_event(1), obs=y.float())
 
     start = time.perf_counter()
     kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True)
-    chains = [MCMC(kernel, num_draws, num_draws // 4, disable_progbar=True) for _ in range(num_chains)]
-    z = torch.stack([chain.run() or chain.get_samples()["field/z"] for chain in chains])
+    options = {"num_samples": num_draws, "warmup_steps": num_draws // 4, "disable_progbar": True}
+    chains = [MCMC(kernel, **options) for _ in range(num_chains)]
+    draws = []
+    for chain in chains:
+        chain.run()
+        draws.append(chain.get_samples()["field/z"])
+    z = torch.stack(draws)
     return z, time.perf_counter() - start
 
 
@@ -151,7 +162,7 @@ def _at_all_places(fields: pv.GaussianFields, prior: Any, z: Tensor) -> Tensor:
 def _held_against(
     exact: MixtureSameFamily, f: Tensor, mean: Tensor, scale: Tensor, interval: Tensor
 ) -> dict[str, float]:
-    """Averages over all places; ``interval`` is said to hold f with a probability of 90%."""
+    """Return averages over all places; ``interval`` should hold f with a probability of 90%."""
     low, high = interval
     return {
         "mean_error": ((mean - exact.mean) / exact.stddev).square().mean().sqrt().item(),
@@ -162,8 +173,10 @@ def _held_against(
 
 
 def _quantiles(p: MixtureSameFamily) -> Tensor:
+    """Return the ends of the central 90% at each place, by bisection."""
     far = 10 * p.stddev
-    return torch.stack([bisect(p.cdf, tail.expand_as(far), p.mean - far, p.mean + far) for tail in _TAILS])
+    low, high = p.mean - far, p.mean + far
+    return torch.stack([bisect(p.cdf, tail.expand_as(far), low, high) for tail in _TAILS])
 
 
 def _mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -171,7 +184,7 @@ def _mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _times(fields: pv.GaussianFields, prior: Any, turns: int, num_draws: int) -> dict[str, Any]:
-    """Medians of as many turns, each of which does all once, of seconds on one function with a value at every place."""
+    """Time the parts of an inference on one function with a value at every place; each turn does all of them once."""
     f = _function()
     y = f + _NOISE * torch.randn(len(f))
     work = {
@@ -202,21 +215,24 @@ def _seconds(do: Callable[[], object], times: int = 1) -> float:
 
 
 def _per_effective_draw(draw: Callable[[], Tensor]) -> float:
-    """Over the least effective number of draws of twenty values of the function."""
+    """Return seconds over the effective number of draws, the smallest of twenty values of the function."""
     start = time.perf_counter()
     draws = draw()
-    return (time.perf_counter() - start) / effective_sample_size(draws[None, :, ::50]).min().item()
+    seconds = time.perf_counter() - start
+    return seconds / effective_sample_size(draws[None, :, ::50]).min().item()
 
 
 def _gradient_gp(y: Tensor) -> None:
-    """Of log p(y, f, length) with white noise behind f: what any likelihood but the Gaussian needs."""
-    noise, log_length = torch.randn(len(y), dtype=torch.float64, requires_grad=True), _log_length()
+    """Differentiate log p(y, f, length), f as a factor times white noise, as any likelihood but the Gaussian needs."""
+    noise = torch.randn(len(y), dtype=torch.float64, requires_grad=True)
+    log_length = _log_length()
     f = _factor(_covariance(log_length.exp())) @ noise
-    (-(noise.square().sum() + ((y - f) / _NOISE).square().sum()) / 2).backward()
+    log_p = -(noise.square().sum() + ((y - f) / _NOISE).square().sum()) / 2
+    log_p.backward()
 
 
 def _gradient_gp_marginal(y: Tensor, places: Tensor) -> None:
-    """Of log p(y, length), f integrated out: a Gaussian likelihood allows that."""
+    """Differentiate log p(y, length), with f integrated out, as a Gaussian likelihood allows."""
     seen = y[places]
     covariance = _covariance(_log_length().exp(), _PLACES[places]) + _NOISE**2 * torch.eye(len(seen)).double()
     dist.MultivariateNormal(torch.zeros_like(seen), covariance).log_prob(seen).backward()
@@ -227,17 +243,20 @@ def _log_length() -> Tensor:
 
 
 def _gradient_vae(fields: pv.GaussianFields, prior: Any, y: Tensor) -> None:
+    """Differentiate log p(y, z), with the decoder as the prior of f."""
     z = torch.randn(16, requires_grad=True)
     f = fields.basis @ prior.at({"z": z}).mean
-    (-(z.square().sum() + ((y.float() - f) / _NOISE).square().sum()) / 2).backward()
+    log_p = -(z.square().sum() + ((y.float() - f) / _NOISE).square().sum()) / 2
+    log_p.backward()
 
 
 def _draws_vae(fields: pv.GaussianFields, prior: Any, y: Tensor, num_draws: int) -> Tensor:
-    return _at_all_places(fields, prior, _posterior(lambda: fields.basis @ prior(), y, num_draws, 1)[0])
+    z, _ = _posterior(lambda: fields.basis @ prior(), y, num_draws, 1)
+    return _at_all_places(fields, prior, z)
 
 
 def _draws_gp(y: Tensor, num_draws: int) -> Tensor:
-    """NUTS over the length, and for each a draw of f given y: a draw from the prior, moved by what it gets wrong."""
+    """Draw lengths by NUTS, and for each of them f given y, as a draw from the prior that is corrected by y."""
     noise = _NOISE**2 * torch.eye(len(y), dtype=torch.float64)
 
     def model() -> None:
@@ -250,8 +269,7 @@ def _draws_gp(y: Tensor, num_draws: int) -> Tensor:
     for length in chain.get_samples()["length"]:
         covariance = _covariance(length)
         f = _factor(covariance) @ torch.randn_like(y)
-        wrong = y - f - _NOISE * torch.randn_like(y)
-        draws.append(
-            f + covariance @ torch.cholesky_solve(wrong[:, None], torch.linalg.cholesky(covariance + noise))[:, 0]
-        )
+        residual = y - f - _NOISE * torch.randn_like(y)
+        factor = torch.linalg.cholesky(covariance + noise)
+        draws.append(f + covariance @ torch.cholesky_solve(residual[:, None], factor)[:, 0])
     return torch.stack(draws)

@@ -1,4 +1,4 @@
-r"""Where a number comes from: command, seed, versions, commit, threads and time, the same in every record."""
+r"""The origin of a number: command, seed, versions, commit, threads and time, the same in every record."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ import pyro_vae as pv
 from pyro_vae.data.files import replace_file
 
 ROOT = Path(__file__).parents[1]
-_PLACES = {"--data-dir": "DATA", "--out": "OUT"}  # where files were on one machine is of no use on another
+_PLACES = {"--data-dir": "DATA", "--out": "OUT"}  # paths on one machine are of no use on another
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a benchmark that has no others."""
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--smoke", action="store_true", help="a budget of seconds")
+    """Add the options of a benchmark that needs no others."""
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="the folder to write to")
+    parser.add_argument("--smoke", action="store_true", help="run in seconds, to check that the benchmark works")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="the number of processor threads")
 
 
 def origin(argv: Sequence[str], *, seed: int) -> dict[str, Any]:
-    """All but the time; ``argv`` are the words after ``python -m benchmarks``."""
+    """Return the origin, without the time; ``argv`` are the words after ``python -m benchmarks``."""
     return {
         "command": " ".join(["python -m benchmarks", *_without_places(argv)]),
         "seed": seed,
@@ -50,23 +50,25 @@ def origin(argv: Sequence[str], *, seed: int) -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds since it was made, on the wall and of all processors."""
+    """A clock that counts the seconds since it was made, on the wall and of all processors."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter(), time.process_time()
+        self._wall = time.perf_counter()
+        self._busy = time.process_time()
 
     def read(self) -> dict[str, float]:
-        wall, busy = self._start
-        now = time.perf_counter() - wall, time.process_time() - busy
-        return {"seconds": round(now[0], 3), "cpu_seconds": round(now[1], 3)}
+        seconds = time.perf_counter() - self._wall
+        cpu_seconds = time.process_time() - self._busy
+        return {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """As JSON, whole or not at all; numbers that are not known have to be ``None``."""
+    """Write the record as JSON, whole or not at all; numbers that are not known have to be ``None``."""
     replace_file(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _without_places(argv: Sequence[str]) -> list[str]:
+    """Return the words of a command with names in place of the paths, for ``--out PATH`` and ``--out=PATH``."""
     words = list(argv)
     for place, word in enumerate(argv):
         option, equals, _ = word.partition("=")
@@ -78,7 +80,7 @@ def _without_places(argv: Sequence[str]) -> list[str]:
 
 
 def _commit() -> str:
-    """The commit of the code, and whether it was changed since; what benchmarks write is no change."""
+    """Return the commit of the code, and whether the code was changed since; records do not count as changes."""
     try:
         commit = _git("rev-parse", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")

@@ -1,10 +1,11 @@
-r"""Refinement of q(z | x) against exact posteriors: how close, at which budget, and is it said rightly?
+r"""Refinement of q(z | x) against exact posteriors: how close, at which budget, and are its diagnostics right?
 
-Two problems with two latent dimensions: a linear-Gaussian model whose guide is off, too narrow and without the
-correlation, and a network trained on the digits, whose posteriors are known from a grid. Of every method's draws, and
-of the guide's own, this says, as means over datapoints: the divergence KL(draws || posterior), from the numbers of
-draws in 64 cells that the posterior has equal mass in, so that K exact draws would come to 63 / (2 K); the posterior's
-mass within the draws' 90% intervals of each dimension; R-hat and effective draws; and the nats gained.
+There are two problems with two latent dimensions: a linear-Gaussian model with a guide that is shifted, too narrow and
+without the correlation; and a network trained on the digits, with posteriors that are known from a grid. For the draws
+of every method, and for those of the guide, the benchmark reports means over datapoints of: the divergence
+KL(draws || posterior), from the numbers of draws in 64 cells of equal posterior mass, where K exact draws would come to
+63 / (2 K); the posterior's mass within the draws' 90% intervals of each dimension; R-hat and the effective sample size;
+and the nats gained.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import pyro_vae as pv
-from pyro_vae.models.problems import LinearGaussian
 
 from .provenance import Clock, origin, write
 
@@ -43,34 +43,34 @@ BUDGETS: dict[str, list[dict[str, Any]]] = {
         for warm_up, num in ((15, 64), (60, 256), (150, 1024))
     ],
 }
-_FEW = 5  # datapoints that NUTS gets, one after the other
+_FEW = 5  # datapoints for NUTS, which takes one after the other
 _CELLS = 8  # along each dimension
 
 
 class Gaussian:
     """The exact posteriors of a linear-Gaussian model with two latent dimensions."""
 
-    def __init__(self, problem: LinearGaussian, x: Tensor) -> None:
+    def __init__(self, problem: pv.problems.LinearGaussian, x: Tensor) -> None:
         self.loc = problem.posterior(x).mean
         self.scale_tril = torch.linalg.cholesky(problem.posterior_covariance)
         self.scale = problem.posterior_covariance.diagonal().sqrt()
         self.log_evidence = problem.log_evidence(x)
 
     def uniforms(self, z: Float[Tensor, "draws batch 2"]) -> Float[Tensor, "draws batch 2"]:
-        """Of exact draws, uniform and independent."""
+        """Return a transform of draws to the unit square; exact draws become uniform and independent."""
         away = (z - self.loc).flatten(0, 1).T
-        return Normal(0.0, 1.0).cdf(
-            torch.linalg.solve_triangular(self.scale_tril, away, upper=False).T.reshape(z.shape)
-        )
+        standardised = torch.linalg.solve_triangular(self.scale_tril, away, upper=False).T.reshape(z.shape)
+        return Normal(0.0, 1.0).cdf(standardised)
 
     def first(self, num: int) -> Gaussian:
-        """Of the first datapoints."""
+        """Return the posteriors of the first datapoints."""
         found = copy(self)
-        found.loc, found.log_evidence = self.loc[:num], self.log_evidence[:num]
+        found.loc = self.loc[:num]
+        found.log_evidence = self.log_evidence[:num]
         return found
 
     def mass(self, low: Float[Tensor, "batch 2"], high: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
-        """Between these ends, in each dimension by itself."""
+        """Return the posterior's mass between these ends, in each dimension by itself."""
         marginal = Normal(self.loc, self.scale)
         return marginal.cdf(high) - marginal.cdf(low)
 
@@ -90,31 +90,33 @@ class Grid:
         self.marginals = torch.stack([self.cells.sum(2), self.cells.sum(1)], 1).double()
 
     def uniforms(self, z: Float[Tensor, "draws batch 2"]) -> Float[Tensor, "draws batch 2"]:
-        """As of :class:`Gaussian`: the first dimension's distribution function, and the second's given the first."""
+        """Return a transform as of :class:`Gaussian`: the cdf of the first dimension, and of the second given it."""
         first = self._reached(self.marginals[:, 0], z[..., 0].T)
         found = torch.empty_like(z, dtype=torch.float64)
         for place, (u, cells) in enumerate(zip(first, self.cells, strict=True)):
             rows = ((z[:, place, 0] + self.axis[-1]) / self.step).round().long().clamp(0, len(cells) - 1)
-            given = cells.double().clamp(min=1e-300)
-            given = given / given.sum(1, keepdim=True)
-            found[:, place, 0], found[:, place, 1] = u, self._reached(given[rows], z[:, place, 1][:, None])[:, 0]
+            given_first = cells.double().clamp(min=1e-300)
+            given_first = given_first / given_first.sum(1, keepdim=True)
+            found[:, place, 0] = u
+            found[:, place, 1] = self._reached(given_first[rows], z[:, place, 1][:, None])[:, 0]
         return found
 
     def first(self, num: int) -> Grid:
-        """As of :class:`Gaussian`."""
+        """Return the posteriors of the first datapoints."""
         found = copy(self)
-        found.cells, found.marginals = self.cells[:num], self.marginals[:num]
+        found.cells = self.cells[:num]
+        found.marginals = self.marginals[:num]
         found.log_evidence = self.log_evidence[:num]
         return found
 
     def mass(self, low: Float[Tensor, "batch 2"], high: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
-        """As of :class:`Gaussian`."""
+        """Return the posterior's mass between these ends, in each dimension by itself."""
         ends = torch.stack([low, high], -1)
         reached = torch.stack([self._reached(self.marginals[:, dim], ends[:, dim]) for dim in (0, 1)], 1)
         return reached[..., 1] - reached[..., 0]
 
     def _reached(self, mass: Float[Tensor, "rows axis"], at: Tensor) -> Tensor:
-        """The distribution functions, linear within a cell, at points ``[rows, points]``."""
+        """Return the cumulative distribution functions, linear within a cell, at points ``[rows, points]``."""
         upper = mass.cumsum(1)
         place = (at.double() + self.axis[-1]) / self.step + 0.5
         cell = place.floor().long().clamp(0, len(self.axis) - 1)
@@ -122,6 +124,8 @@ class Grid:
 
 
 class Problem(NamedTuple):
+    """A pair, its data, and their exact posteriors."""
+
     name: str
     model: Any
     guide: Any
@@ -130,7 +134,7 @@ class Problem(NamedTuple):
 
 
 def divergence(uniforms: Float[Tensor, "draws batch 2"]) -> Float[Tensor, " batch"]:
-    """KL(draws || posterior) from the numbers of draws in cells of equal mass."""
+    """Return KL(draws || posterior), from the numbers of draws in cells of equal mass."""
     cell = (uniforms * _CELLS).long().clamp(0, _CELLS - 1)
     number = cell[..., 0] * _CELLS + cell[..., 1]
     share = torch.nn.functional.one_hot(number.T, _CELLS**2).double().mean(1)
@@ -138,16 +142,20 @@ def divergence(uniforms: Float[Tensor, "draws batch 2"]) -> Float[Tensor, " batc
 
 
 def refined(problem: Problem, options: dict[str, Any], *, seed: int) -> pv.Refinement:
-    """By NUTS one datapoint after the other, with seeds of their own."""
-    alone = problem.x.split(1 if options.get("method") == "nuts" else len(problem.x))
-    parts = [pv.refine(problem.model, problem.guide, x, seed=seed + at, **options) for at, x in enumerate(alone)]
+    """Return refined draws; NUTS takes one datapoint after the other, each with a seed of its own."""
+    batch_size = 1 if options.get("method") == "nuts" else len(problem.x)
+    parts = []
+    for number, x in enumerate(problem.x.split(batch_size)):
+        parts.append(pv.refine(problem.model, problem.guide, x, seed=seed + number, **options))
     return pv.Refinement.joined(parts)
 
 
 def examined(problem: Problem, name: str, options: dict[str, Any], *, seed: int) -> dict[str, Any]:
+    """Refine at one budget, compare with the exact posteriors, and return the row of the record."""
     clock = Clock()
     found = refined(problem, options, seed=seed)
-    spent, z = clock.read(), found.z["z"].double()
+    spent = clock.read()
+    z = found.z["z"].double()
     kl = divergence(problem.truth.uniforms(z))
     error = found.evidence.value - problem.truth.log_evidence
     return {
@@ -174,6 +182,7 @@ def examined(problem: Problem, name: str, options: dict[str, Any], *, seed: int)
 
 
 def linear_gaussian(num: int) -> Problem:
+    """Return the linear-Gaussian problem, with its shifted guide."""
     W = torch.tensor([[1.0, 0.8], [0.5, 1.0], [0.4, 1.0], [1.0, 0.2], [0.3, 0.2]], dtype=torch.float64)
     problem = pv.problems.linear_gaussian(W=W, scale=0.5**0.5)
     x = problem.sample(num, seed=0)
@@ -182,14 +191,23 @@ def linear_gaussian(num: int) -> Problem:
 
 
 def digits(num: int, num_epochs: int, *, nodes: int = 401) -> Problem:
-    images, trained_on = pv.data.load("digits"), 1294
-    x_train = pv.data.Pixels(images.x_train[:trained_on], "dynamic", max_value=images.max_value)
-    held_out = torch.cat([torch.as_tensor(part) for part in (images.x_test, images.x_train[trained_on:])])
+    """Return the digits that were not trained on, with a trained network."""
+    images = pv.data.load("digits")
+    num_train = 1294
+    x_train = pv.data.Pixels(images.x_train[:num_train], "dynamic", max_value=images.max_value)
+    held_out = torch.cat([torch.as_tensor(images.x_test), torch.as_tensor(images.x_train[num_train:])])
     x = pv.data.Pixels(held_out, "static", max_value=images.max_value)[:num]
     torch.manual_seed(0)
     vae = pv.presets.mlp_vae(data_shape=(8, 8), latent_dim=2, hidden=(64, 64), data_mean=x_train.mean)
-    options = {"learning_rate": 3e-3, "schedule": "cosine", "progress": False}
-    pv.fit(vae, x_train, num_epochs=num_epochs, batch_size=64, **options)
+    pv.fit(
+        vae,
+        x_train,
+        num_epochs=num_epochs,
+        batch_size=64,
+        learning_rate=3e-3,
+        schedule="cosine",
+        progress=False,
+    )
     return Problem("digits", vae.model, vae.guide, x, Grid(vae, x, num=nodes))
 
 
@@ -197,8 +215,10 @@ COLUMNS = ("problem", "method", "budget", "KL", "exact", "in 90%", "R-hat", "ESS
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; ``exact`` is the KL that as many exact draws come to."""
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (COLUMNS, ["---"] * len(COLUMNS), *map(_cells, rows)))
+    """Return the rows as a table in Markdown; ``exact`` is the KL of the same number of exact draws."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    lines += [_cells(row) for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -219,11 +239,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("refinement.json"), help="a table is written beside it")
-    parser.add_argument("--images", type=int, default=503, help="datapoints of each problem")
-    parser.add_argument("--epochs", type=int, default=300, help="of training on the digits")
-    parser.add_argument("--only", nargs="*", default=list(BUDGETS), choices=list(BUDGETS), metavar="METHOD")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--out", type=Path, default=Path("refinement.json"), help="the record to write; a table is written beside it"
+    )
+    parser.add_argument("--images", type=int, default=503, help="the number of datapoints of each problem")
+    parser.add_argument("--epochs", type=int, default=300, help="epochs of training on the digits")
+    methods = list(BUDGETS)
+    parser.add_argument(
+        "--only", nargs="*", default=methods, choices=methods, metavar="METHOD", help="only these methods"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="the number of processor threads")
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -231,10 +256,11 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     provenance, clock = origin(argv, seed=0), Clock()
     rows = []
     for problem in (linear_gaussian(args.images), digits(args.images, args.epochs)):
+        few = problem._replace(x=problem.x[:_FEW], truth=problem.truth.first(_FEW))
         for name in args.only:
-            few = problem._replace(x=problem.x[:_FEW], truth=problem.truth.first(_FEW))
+            datapoints = few if name == "NUTS" else problem
             for options in BUDGETS[name]:
-                rows.append(examined(few if name == "NUTS" else problem, name, options, seed=0))
+                rows.append(examined(datapoints, name, options, seed=0))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     write(args.out, {"provenance": provenance | clock.read(), "rows": rows})
     args.out.with_suffix(".md").write_text(table(rows))

@@ -1,4 +1,4 @@
-"""Benchmarks run on a small budget, write what they say they write, and keep what was done when they are stopped."""
+"""Benchmarks run at a small budget, write their records, and keep the finished part when they are stopped."""
 
 import json
 import math
@@ -36,11 +36,12 @@ def finished(tmp_path_factory):
 def exam(num=40):
     problem = pv.problems.linear_gaussian(W=torch.tensor([[1.0], [2.0]], dtype=torch.float64), scale=0.5)
 
-    class Pair:
-        model, guide = staticmethod(problem.model), staticmethod(problem.guide(inflate=1.3))
+    class LikeVAE:
+        model = staticmethod(problem.model)
+        guide = staticmethod(problem.guide(inflate=1.3))
 
     x = problem.sample(num, seed=0)
-    return Exam(Pair, x, problem.log_evidence(x))
+    return Exam(LikeVAE, x, problem.log_evidence(x))
 
 
 def test_the_record_has_everything_a_reader_needs(finished):
@@ -74,10 +75,9 @@ def test_every_cell_stands_beside_the_truth(finished):
 def test_table_and_figure_are_written(finished):
     table, picture = finished.with_suffix(".md"), finished.with_suffix(".png")
     record = json.loads(finished.read_text())
-    rows = sum(len(network["cells"]) for network in record["networks"])
-    assert sum(
-        line.startswith("|") and ("K = " in line or "T = " in line) for line in table.read_text().split("\n")
-    ) == (rows)
+    num_cells = sum(len(network["cells"]) for network in record["networks"])
+    lines = [line for line in table.read_text().split("\n") if line.startswith("|")]
+    assert sum("K = " in line or "T = " in line for line in lines) == num_cells
     assert picture.read_bytes().startswith(b"\x89PNG")
     before = picture.read_bytes()
     picture.unlink()
@@ -87,7 +87,7 @@ def test_table_and_figure_are_written(finished):
 
 def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path, monkeypatch):
     def stopped(entry, budget, exam, *, seed):
-        if len(seen) == 8:  # of the second network
+        if len(seen) == 8:  # two cells of the second network are done
             raise KeyboardInterrupt
         seen.append(measured(entry, budget, exam, seed=seed))
         return seen[-1]
@@ -130,11 +130,9 @@ def test_an_error_bar_that_is_too_small_is_found_out():
         found = pv.evidence.importance(*args, num_particles=1000, **options)
         return found._replace(stderr=found.stderr / 10)
 
-    entries = [
-        Entry(name, "log p(x)", lambda budget, run=run: Run(run, None))
-        for name, run in (("IS", partial(pv.evidence.importance, num_particles=1000)), ("boastful", boastful))
-    ]
-    honest, wrong = (measured(entry, 1000, exam(), seed=0) for entry in entries)
+    importance = partial(pv.evidence.importance, num_particles=1000)
+    honest = measured(Entry("IS", "log p(x)", lambda budget: Run(importance, None)), 1000, exam(), seed=0)
+    wrong = measured(Entry("boastful", "log p(x)", lambda budget: Run(boastful, None)), 1000, exam(), seed=0)
     assert honest["ok"] == wrong["ok"] == 1
     assert honest["ok_within_3"] > 0.97 > 0.5 > wrong["ok_within_3"]
     assert honest["coverage"] > 0.85 > 0.5 > wrong["coverage"]
