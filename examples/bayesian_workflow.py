@@ -1,8 +1,8 @@
 """A whole Bayesian workflow on one model, from a prior predictive check to a decision.
 
 A scanner glues one image in ten from the halves of two digits. Which scans are worth a look, if a look costs 1 and a
-glued scan that is not found costs 20? A VAE of digits answers, in seven steps, one panel of the picture each (the
-second panel has two of them):
+glued scan that is not found costs 20? A VAE of digits answers in seven steps. The panels of the picture have their
+numbers; steps 2 and 5 share one.
 
 1. prior predictive check: how many edges do images from the model have, before and after training?
 2. criticism: how far is the ELBO of each held-out digit below log p(x)?

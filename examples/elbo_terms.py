@@ -1,8 +1,8 @@
-"""What each of the ELBO's two terms does by itself: three trainings, and the latent space that each of them leaves.
+"""The two terms of the ELBO, each by itself: three trainings, and the latent space that each of them leaves.
 
-The reconstruction E_q[log p(x|z)] alone puts every digit where it can be told from all others, without regard to the
-prior. KL(q(z|x) || p(z)) alone makes every q(z|x) the prior, which says nothing about x. It takes both for a latent
-space that is used and can be drawn from.
+The reconstruction E_q[log p(x|z)] alone keeps every digit apart from all others, without regard to the prior.
+KL(q(z|x) || p(z)) alone makes every q(z|x) the prior, which says nothing about x. It takes both for a latent space that
+is used and can be drawn from.
 
 In the picture there is one column per training. Above is a draw from q(z|x) for every held-out digit, coloured by
 class, and the circles that hold 50% and 95% of the prior: the panels have different scales, but the circles are the

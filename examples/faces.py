@@ -1,4 +1,4 @@
-"""Faces from a convolutional VAE with a Gaussian likelihood whose scale depends on z, and how blurry they are.
+"""Faces from a convolutional VAE with a Gaussian likelihood and a scale that depends on z, and how blurry they are.
 
 By default there are only 100 faces, those of scikit-image, brought to the same mean and contrast. Twenty are held out;
 each of the others gives four patches of 24 x 24 pixels, and their mirror images. With --data-dir the pictures of a

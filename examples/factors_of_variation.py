@@ -1,4 +1,4 @@
-"""Does a latent dimension mean something? A VAE and a beta-VAE on drawings whose factors of variation are known.
+"""Does a latent dimension mean something? A VAE and a beta-VAE on drawings with known factors of variation.
 
 Every drawing shows the same L, which has no symmetry, at a place (x, y), in a size and at an angle that are drawn
 independently.

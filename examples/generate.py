@@ -70,7 +70,7 @@ def main() -> None:
 
     usual = pv.diagnostics.nearest_neighbours(test, train).distance.mean()
     print(f"From a held-out digit it is {usual:.3f} to the nearest of {len(train)} training digits. In % of that: from")
-    print("draws of x to the nearest training digit, and from held-out digits to the nearest of as many draws.\n")
+    print("draws of x to the nearest training digit, and from held-out digits to the nearest of equally many draws.\n")
     print(f"{'z from':20}{'draws to train':>18}{'test to draws':>18}{'energy distance':>20}{'ELBO, test':>14}")
     quarters = train[torch.randperm(len(train))].chunk(4)
     energy_of_train = [pv.diagnostics.energy_distance(quarter, test) for quarter in quarters]

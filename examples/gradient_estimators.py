@@ -3,8 +3,8 @@
 One cannot back-propagate through a sampling operator. The score-function estimator goes around it: the draws are
 constants, and those that turned out well are made more likely. It needs no gradient of the decoder, but it is noisy;
 leaving each particle out of its own baseline (RLOO) takes much of the noise away. Written as z = m + s eps, a draw can
-be back-propagated through. The noise that is then left near the posterior is that of the score of q, whose expectation
-is zero; the "path" gradient drops it. All four have the same expectation.
+be back-propagated through. The noise that is then left near the posterior is that of the score of q, which is zero on
+average; the "path" gradient drops it. All four have the same expectation.
 
 In the picture, left: the ELBO of held-out digits while training by each gradient. Right: the variance of each gradient
 over its squared length, before training (plain bars) and after it (hatched).

@@ -31,7 +31,7 @@ def rmse(answer: Tensor, truth: Tensor, where: Tensor) -> float:
 
 
 def iterative_pca(x: Tensor, penalty: float) -> Tensor:
-    """Return the table with its missing entries filled in by a PCA, whose singular values are shrunk by a penalty."""
+    """Return the table with its missing entries filled in by a PCA with singular values shrunk by a penalty."""
     filled = x.nan_to_num()
     for _ in range(100):
         mean = filled.mean(0)
@@ -109,7 +109,7 @@ def main() -> None:
         x = (observed - mean) / scale
         truth = (table - mean) / scale
 
-        # Four answers, of which the first is zero, the mean of what is left.
+        # Four answers; the first is zero, which is the mean of the standardised columns.
         vae = trained(x, num_epochs)
         imputed = pv.impute(vae, x, num_particles=num_particles)
         chained = IterativeImputer(tol=0.1, random_state=0).fit_transform(x.double().numpy())

@@ -1,4 +1,4 @@
-"""Your own Pyro pair with our objective and our evidence: nothing here is a ``pyro_vae.VAE``.
+"""Your own Pyro pair with our objective and our evidence: nothing here is a ``pv.VAE``.
 
 The model is a factor analysis with a nonlinear twist, written by hand: a network with residual connections, and a
 Student-t likelihood that shrugs off outliers. The guide is an amortised Gaussian. A pair needs only one data plate at

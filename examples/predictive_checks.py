@@ -6,9 +6,9 @@ is the number of black pixels, edges is the number of neighbours that differ. Po
 the replicates have seen their own digits.
 
 In the picture, above: mean ink and mean edges of each class of held-out digits, on 95% of replicates, with and without
-importance weights. Below, left: edges of draws from the prior and of held-out digits. Below, right: with two latent
-dimensions the expected ink of a digit is known from a grid; the error of the guide alone is against the error after
-correction by importance weights. The weights cannot correct what no draw of the guide has reached.
+importance weights. Below, left: edges of draws from the prior and of held-out digits. Below, right: errors of the
+expected ink of each digit, which a grid gives exactly for two latent dimensions; across, under the guide alone, and
+upwards, after correction by importance weights. The weights cannot correct what no draw of the guide has reached.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A VAE inside a bigger model: latents of a count table feed a Bayesian regression, and both are trained as one.
 
-scikit-learn's digits are a count table: how many of the 16 points in each of 64 cells have ink. Here one point in ten
-is seen. The user's model calls the pair's model, takes z, and states a regression of the class on it, with global
+scikit-learn's digits are a count table: how many of the 16 points in each of 64 cells have ink. Here only one point in
+ten is seen. The user's model calls the pair's model, takes z, and states a regression of the class on it, with global
 weights; the user's guide calls the pair's guide. Stock SVI trains all of it as one model, or the VAE first and the
 regression afterwards (two stages). A regression on the counts themselves is there for comparison.
 
