@@ -10,40 +10,41 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from pyro_vae.data.arrays import as_batch
 from pyro_vae.evidence import LogEvidence, ais, elbo, importance, jackknife, psis, smc
 from pyro_vae.ops import weights
 from pyro_vae.ops.pareto import pareto_k
 from pyro_vae.ops.streaming import LogMoments
 from pyro_vae.ops.verdicts import judge
-from pyro_vae.pairs.handlers import untouched
-from pyro_vae.pairs.inputs import suited
-from pyro_vae.pairs.particles import particle_chunks
+from pyro_vae.pairs.pair import Pair
+from pyro_vae.pairs.particles import particle_blocks
 from pyro_vae.pairs.progress import progress_bar
-from pyro_vae.pairs.traces import Program
-from pyro_vae.samplers.fitted_proposal import REFINEMENT_EVALUATIONS
+from pyro_vae.pairs.running import Program
+from pyro_vae.samplers.fitted_proposal import FIT_EVALUATIONS
 from pyro_vae.samplers.tuning import pilot_evaluations
 from pyro_vae.workflows.comparison import Estimator
 
-_STEPS, _CHAINS, _POPULATIONS = 2, 16, 16
-_ENOUGH = 10**6  # chains: for the pilot, memory is no limit here
+_STEPS = 2  # leapfrog steps in a transition
+_CHAINS = 16
+_POPULATIONS = 16
+_LEAST_REFINED = 100  # draws from a Gaussian that was optimised for each image
+_ENOUGH = 10**6  # chains that fit into memory; for the pilot, memory is no limit here
 
 
 class Run(NamedTuple):
-    """An estimator with its budget set."""
+    """An estimator at a fixed budget."""
 
     estimator: Estimator
     num_temperatures: int | None
 
 
 class Entry(NamedTuple):
-    """A row of the roster."""
+    """An estimator of the benchmark, before its budget is fixed."""
 
     name: str
     estimates: Literal["log p(x)", "a bound"]
-    """What it converges to; of a bound, verdicts and intervals do not speak of log p(x)."""
+    """The limit of the estimates; the intervals and verdicts of a bound say nothing about log p(x)."""
     make: Callable[[int], Run | None]
-    """From a budget to the estimator, ``None`` where the budget is too small for it."""
+    """A function that returns the estimator at a budget, ``None`` if the budget is too small for it."""
 
 
 def powered(
@@ -57,21 +58,22 @@ def powered(
     max_bytes: int = 2**26,
     progress: bool = False,
 ) -> LogEvidence:
-    r"""The Renyi bound of order alpha from the draws of :func:`~pyro_vae.evidence.importance`; CUBO 2 is alpha = -1.
+    r"""The Renyi bound of order alpha from the draws of ``pv.evidence.importance``; CUBO 2 has alpha = -1.
 
     .. math:: \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}
 
-    Error, effective draws and k-hat are those of the weights' powers.
+    The error, the effective sample size and k-hat are those of the powers :math:`w_k^{1 - \alpha}`.
     """
-    x = suited(as_batch(x), model, guide)
+    pair = Pair.of(model, guide, x)
     blocks: dict[int, list[torch.Tensor]] = {}
-    with untouched(model, guide, seed=(seed, "evidence")), progress_bar(len(x) * num_particles, progress) as bar:
-        for rows, log_w in particle_chunks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
+    with pair.evaluation(seed, "evidence"), progress_bar(len(pair) * num_particles, progress) as bar:
+        for rows, log_w in particle_blocks(pair, num_particles=num_particles, max_bytes=max_bytes):
             blocks.setdefault(rows.start, []).append(log_w.double())
             bar.update(log_w.numel())
     log_w = torch.cat([torch.cat(parts) for parts in blocks.values()], 1)
     powers = LogMoments.of((1 - alpha) * log_w)
-    value, stderr = weights.renyi(log_w, alpha), powers.stderr / abs(1 - alpha)
+    value = weights.renyi(log_w, alpha)
+    stderr = powers.stderr / abs(1 - alpha)
     k = pareto_k((1 - alpha) * log_w)
     counts = torch.full(value.shape, num_particles)
     return LogEvidence(
@@ -87,29 +89,37 @@ def powered(
 
 
 def _drawn(estimator: Callable[..., LogEvidence], least: int = 2, **options: Any) -> Callable[[int], Run | None]:
+    """Spend the budget on draws; the estimator needs at least ``least`` of them."""
+
     def make(budget: int) -> Run | None:
-        return Run(partial(estimator, num_particles=budget, **options), None) if budget >= least else None
+        if budget < least:
+            return None
+        return Run(partial(estimator, num_particles=budget, **options), None)
 
     return make
 
 
 def _refined(budget: int) -> Run | None:
-    """With what is left of the budget when a Gaussian has been optimised for each image, and at least 100 draws."""
-    left = budget - REFINEMENT_EVALUATIONS
-    return Run(partial(importance, num_particles=left, proposal="refined"), None) if left >= 100 else None
+    """Optimise a Gaussian for each image, and spend the rest of the budget on draws from it."""
+    left = budget - FIT_EVALUATIONS
+    if left < _LEAST_REFINED:
+        return None
+    return Run(partial(importance, num_particles=left, proposal="refined"), None)
 
 
 def _annealed(estimator: Callable[..., LogEvidence], chains: int, **options: Any) -> Callable[[int], Run | None]:
-    """With as many temperatures as the budget allows, pilots included, and at least 2."""
+    """Run chains with the largest number of temperatures, at least 2, that the budget allows, pilots included."""
 
-    def cost(num: int) -> int:
-        return pilot_evaluations(num, _STEPS, _ENOUGH) + chains * (1 + (num - 1) * _STEPS)
+    def cost(num_temperatures: int) -> int:
+        pilots = pilot_evaluations(num_temperatures, _STEPS, _ENOUGH)
+        return pilots + chains * (1 + (num_temperatures - 1) * _STEPS)
 
     def make(budget: int) -> Run | None:
-        num = next((num for num in range(budget // (chains * _STEPS) + 1, 1, -1) if cost(num) <= budget), None)
-        if num is None:
-            return None
-        return Run(partial(estimator, num_temperatures=num, num_steps=_STEPS, **options), num)
+        most = budget // (chains * _STEPS) + 1
+        for num in range(most, 1, -1):
+            if cost(num) <= budget:
+                return Run(partial(estimator, num_temperatures=num, num_steps=_STEPS, **options), num)
+        return None
 
     return make
 

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ..errors import DataError, PairError, require_count
 from ..ops.means import Mean
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.memory import blocks_of
-from ..pairs.traces import Program, guide_sites, latent_sites, replay, require_rows, trace
-from ..pairs.vectorization import rows_apart
+from ..pairs.pair import Pair
+from ..pairs.running import Program
+from ..pairs.traces import guide_sites, latent_sites, require_rows
 from .mixtures import Component, log_others
 
 _ROWS = 1024
@@ -122,34 +120,34 @@ def aggregate_posterior(
     num_draws = require_count("num_draws", num_draws, least=2, why=", since one draw has no error bar")
     max_data = require_count("max_data", max_data, least=2)
     max_bytes = require_count("max_bytes", max_bytes)
-    x = data_for(x, model, guide)
-    if len(x) < 2:
+    pair = Pair.of(model, guide, x)
+    if len(pair) < 2:
         raise DataError("x: found one datapoint, expected at least 2: one alone shares no information with its latents")
-    with untouched(model, guide, seed=(seed, "aggregate")):
-        if len(x) > max_data and rows_apart(model, guide, x):
-            x = x[torch.randperm(len(x))[:max_data].sort().values.to(x.device)]
-        blocks = [_sites(model, guide, rows) for rows in blocks_of(model, guide, x, _ROWS)]
+    with pair.evaluation(seed, "aggregate"):
+        if len(pair) > max_data and pair.independent_rows:
+            pair = pair.rows(torch.randperm(len(pair))[:max_data].sort().values.to(pair.x.device))
+        blocks = [_sites(block) for block in pair.split(_ROWS)]
         sites, latent = blocks[0]
         if len(sites) > 1:  # an automatic guide's auxiliary ones are among them
-            return {name: _unknown(sites[name], num_draws, len(x)) for name in latent}
+            return {name: _unknown(sites[name], num_draws, len(pair)) for name in latent}
         (name,) = latent
         parts = [Component.of(q[name]["fn"], p[name]["fn"], num_draws) for q, p in blocks]
         return {name: _summary(parts, max_bytes)}
 
 
-def _sites(model: Program, guide: Program, x: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The guide's and the model's latent sites."""
-    guide_trace = trace(guide, (x,), {})
+def _sites(pair: Pair) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the guide's and the model's latent sites."""
+    guide_trace = pair.run_guide()
     q = guide_sites(guide_trace)
-    require_rows(q, len(x))
+    require_rows(q, len(pair))
     for name, site in q.items():
-        bad = int((~site["value"].reshape(len(x), -1).isfinite()).any(1).sum())
+        bad = int((~site["value"].reshape(len(pair), -1).isfinite()).any(1).sum())
         if bad:
             raise PairError(
-                f"the guide's draws of site {name!r} are not finite for {bad} of {len(x)} datapoints, expected all to "
-                "have a posterior, since their mixture is looked at: leave these datapoints out"
+                f"the guide's draws of site {name!r} are not finite for {bad} of {len(pair)} datapoints, expected a "
+                "posterior for each, since the aggregate is their mixture: leave these datapoints out"
             )
-    return q, latent_sites(replay(model, guide_trace, (x,), {}))
+    return q, latent_sites(pair.run_model(guide_trace))
 
 
 def _summary(parts: list[Component], max_bytes: int) -> AggregatePosterior:

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from ..errors import require_count, require_number
 from ..pairs.density import Density
-from ..pairs.handlers import untouched
 from ..pairs.inputs import data_for
-from ..pairs.memory import row_blocks
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from ..pairs.simulation import simulate
-from ..pairs.traces import Program
 
 _SIGNIFICANT = 0.01  # of the whole guide: shared by its dimensions
 _MOST_BINS, _PER_BIN = 20, 10
+
+_MAX_ROWS = 1024
 
 
 class Calibration(NamedTuple):
@@ -114,15 +115,16 @@ def calibration(
     """
     num_draws = require_count("num_draws", num_draws, least=2)
     levels = [require_number("levels", level, least=0, most=1) for level in levels]
+    max_bytes = require_count("max_bytes", max_bytes)
     x = data_for(x, model, guide)
     num = len(x) if num_simulations is None else require_count("num_simulations", num_simulations, least=2)
     truth = simulate(model, x[torch.arange(num, device=x.device) % len(x)], seed=seed)
-    with untouched(model, guide, seed=(seed, "calibration")):
-        blocks, most = row_blocks(model, guide, truth.x, num_particles=num_draws, max_bytes=max_bytes)
+    pair = Pair.of(model, guide, truth.x)
+    with pair.evaluation(seed, "calibration"):
         ranks, names = [], ()
-        for rows in blocks:
-            density = Density(model, guide, truth.x[rows]).require_guide()
-            u = density.coordinates({name: value[None, rows] for name, value in truth.z.items()})
+        for span, rows, most in pair.blocks(max_bytes, num_particles=num_draws, max_rows=_MAX_ROWS):
+            density = Density(rows).require_guide()
+            u = density.coordinates({name: value[None, span] for name, value in truth.z.items()})
             sizes = [min(most, num_draws - done) for done in range(0, num_draws, most)]
             ranks.append(torch.stack([(density.draw(size) < u).sum(0) for size in sizes]).sum(0))
             names = tuple(f"{name}[{j}]" for name, size in density.sizes.items() for j in range(size))

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from ..errors import require_count
 from ..ops.streaming import Moments
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.memory import blocks_of
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from ..pairs.sites import Sites, draw_sites
-from ..pairs.traces import Program, guide_sites, require_rows, trace
-from ..pairs.vectorization import vectorizes
+from ..pairs.traces import guide_sites, require_rows
 
 _ROWS, _PARTICLES = 256, 32
 
@@ -80,11 +78,9 @@ def elbo_parts(
         tensor([0.2160, 0.2160, 0.2160], dtype=torch.float64)
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
-    x = data_for(x, model, guide)
-    with untouched(model, guide, seed=(seed, "parts")):
-        blocks = [
-            _moments(model, guide, rows, num_particles, analytic_kl) for rows in blocks_of(model, guide, x, _ROWS)
-        ]
+    pair = Pair.of(model, guide, x)
+    with pair.evaluation(seed, "parts"):
+        blocks = [_moments(block, num_particles, analytic_kl) for block in pair.split(_ROWS)]
     reconstruction, kl = zip(*blocks, strict=True)
     return ELBOParts(
         torch.cat([part.mean for part in reconstruction]),
@@ -98,14 +94,14 @@ Summary = tuple[Moments, dict[str, Moments]]
 """Of the reconstruction, and of the KL term of every latent site."""
 
 
-def _moments(model: Program, guide: Program, x: Tensor, num_particles: int, analytic_kl: bool) -> Summary:
-    """Over all particles of some rows, of which one block at a time is in memory."""
-    guide_trace = trace(guide, (x,), {})
-    require_rows(guide_sites(guide_trace), len(x))
-    vectorized = vectorizes(model, guide, (x,), {}, drawn=guide_trace)
+def _moments(pair: Pair, num_particles: int, analytic_kl: bool) -> Summary:
+    """Return the moments over all particles of some rows, of which one block at a time is in memory."""
+    guide_trace = pair.run_guide()
+    require_rows(guide_sites(guide_trace), len(pair))
+    vectorized = pair.vectorized(guide_trace)
 
     def block(num: int) -> Summary:
-        sites = draw_sites(model, guide, (x,), {}, num_particles=num, vectorized=vectorized, analytic_kl=analytic_kl)
+        sites = draw_sites(pair, num_particles=num, vectorized=vectorized, analytic_kl=analytic_kl)
         return Moments.of(sites.reconstruction), {name: Moments.of(_kl(sites, name)) for name in sites.log_q}
 
     sizes = (min(_PARTICLES, num_particles - start) for start in range(0, num_particles, _PARTICLES))

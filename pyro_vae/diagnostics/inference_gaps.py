@@ -15,12 +15,14 @@ from ..errors import DataError, require_count, require_number, require_one_of
 from ..ops.means import Mean
 from ..ops.streaming import Moments
 from ..pairs.density import Density
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.memory import row_blocks
+from ..pairs.pair import Pair
 from ..pairs.progress import progress_bar
-from ..pairs.traces import Program
-from ..samplers import FAMILIES, Plan, best_member, compared, start_of
+from ..pairs.running import Program
+from ..samplers.families import FAMILIES
+from ..samplers.gaussian_fit import gaussian_of_guide
+from ..samplers.local_svi import Plan, best_member, compared
+
+_MAX_ROWS = 1024
 
 
 class InferenceGaps(NamedTuple):
@@ -131,16 +133,19 @@ def inference_gaps(
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     learning_rate = require_number("learning_rate", learning_rate, least=0)
     step_particles = require_count("step_particles", step_particles)
-    x = data_for(x, model, guide)
-    evidence, evidence_stderr = _evidence(log_evidence, x)
+    max_bytes = require_count("max_bytes", max_bytes)
+    pair = Pair.of(model, guide, x)
+    evidence, evidence_stderr = _evidence(log_evidence, pair.x)
     parts: list[tuple[Moments, Moments, Tensor]] = []
-    with untouched(model, guide, seed=(seed, "gaps")):
-        blocks, most = row_blocks(model, guide, x, num_particles=step_particles, max_bytes=max_bytes, square=True)
-        plan = Plan(num_steps, num_particles, learning_rate, step_particles, most)
+    with pair.evaluation(seed, "gaps"):
+        covariances = max(1, max_bytes // (8 * 8 * pair.footprint.latent_dim**2))  # rows whose matrices fit
+        max_rows = min(_MAX_ROWS, covariances)
+        blocks = list(pair.blocks(max_bytes, num_particles=step_particles, max_rows=max_rows))
         with progress_bar(len(blocks) * num_steps, progress, "step") as bar:
-            for rows in blocks:
-                density = Density(model, guide, x[rows]).require_guide()
-                start = start_of(density, most)
+            for _, rows, most in blocks:
+                plan = Plan(num_steps, num_particles, learning_rate, step_particles, most)
+                density = Density(rows).require_guide()
+                start = gaussian_of_guide(density, most)
                 member = FAMILIES[family](start.loc, start.scale_tril)
                 best = best_member(density, member, plan, bar.update)
                 parts.append(compared(density, start, member, best, plan))

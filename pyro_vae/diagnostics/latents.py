@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
 
+from ..errors import PairError
 from ..ops.streaming import Moments
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.memory import blocks_of
-from ..pairs.traces import Program, guide_sites, latent_sites, replay, require_one_size, require_rows, trace
+from ..pairs.pair import Pair
+from ..pairs.running import Program
+from ..pairs.traces import guide_sites, latent_sites, require_one_size, require_rows, site_kl
 
 _ROWS = 1024
 
@@ -43,7 +42,8 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
     r"""Activity and KL divergence of every latent dimension, per latent site of any Pyro pair.
 
     A unit whose posterior mean does not vary with x, and whose KL divergence is zero, has *collapsed*: the decoder
-    ignores it. Sites that depend on other latent sites are summarised at one draw of those.
+    ignores it. Sites that depend on other latent sites are summarised at one draw of those. Where a site is masked, its
+    KL divergence counts as zero and its mean does not count.
 
     Arguments:
         model, guide: Any Pyro pair with one data plate and local latents.
@@ -63,34 +63,35 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
         >>> latent_summary(problem.model, problem.guide(mean_field=True), problem.sample(1000, seed=0))["z"].active
         tensor([ True, False])
     """
-    x = data_for(x, model, guide)
-    with untouched(model, guide, seed=(seed, "latents")):
-        parts = [_moments(model, guide, batch) for batch in blocks_of(model, guide, x, _ROWS)]
-    summary = {}
-    for name in parts[0]:
-        means, kls = parts[0][name]
-        for part in parts[1:]:
-            means, kls = means.merge(part[name][0]), kls.merge(part[name][1])
-        summary[name] = LatentSummary(means.sum_squares / (means.num_particles - 1), kls.mean)
-    return summary
+    pair = Pair.of(model, guide, x)
+    with pair.evaluation(seed, "latents"):
+        blocks = [_looked_at(block) for block in pair.split(_ROWS)]
+    return {name: _summary(*map(torch.cat, zip(*(block[name] for block in blocks), strict=True))) for name in blocks[0]}
 
 
-def _moments(model: Program, guide: Program, x: Tensor) -> dict[str, tuple[Moments, Moments]]:
-    """Moments over the datapoints of the posterior mean and of the KL divergence, per site."""
-    guide_trace = trace(guide, (x,), {})
-    p, q = latent_sites(replay(model, guide_trace, (x,), {})), guide_sites(guide_trace)
-    require_rows(q, len(x))
+def _looked_at(pair: Pair) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return for each site of the model posterior means and KL divergences, ``[batch, latent]``, and the mask."""
+    guide_trace = pair.run_guide()
+    p, q = latent_sites(pair.run_model(guide_trace)), guide_sites(guide_trace)
+    require_rows(q, len(pair))
     require_one_size([*q.values(), *p.values()])
     found = {}
     for name in p:
-        site = q[name]
-        values = site["value"].reshape(len(x), -1)
-        found[name] = (Moments.of(_mean(site["fn"], values)), Moments.of(_kl(site["fn"], p[name]["fn"], values)))
+        values, mask = q[name]["value"].reshape(len(pair), -1), q[name]["mask"]
+        mask = torch.as_tensor(True if mask is None else mask, device=values.device).expand(len(pair))
+        found[name] = _mean(q[name]["fn"], values), _kl(q[name], p[name], values), mask
     return found
 
 
+def _summary(
+    means: Float[Tensor, "batch latent"], kl: Float[Tensor, "batch latent"], mask: Bool[Tensor, " batch"]
+) -> LatentSummary:
+    counted = Moments.of(means[mask])
+    return LatentSummary(counted.sum_squares / (counted.num_particles - 1), Moments.of(kl).mean)
+
+
 def _mean(q: Any, values: Tensor) -> Tensor:
-    """E_q[z], nan for a distribution that does not know its mean (a flow)."""
+    """Return E_q[z], nan for a distribution that does not know its mean (a flow)."""
     try:
         return q.mean.reshape(values.shape)
     except NotImplementedError:
@@ -98,10 +99,9 @@ def _mean(q: Any, values: Tensor) -> Tensor:
 
 
 def _kl(q: Any, p: Any, values: Tensor) -> Tensor:
-    """KL(q || p) of each dimension, nan where there is no closed form or the dimensions are not independent."""
-    q, p = (part.base_dist if isinstance(part, Independent) else part for part in (q, p))
+    """Return KL(q || p) of each dimension, nan without a closed form or where the dimensions are not independent."""
     try:
-        kl = kl_divergence(q, p)
-    except NotImplementedError:
+        kl = site_kl(q, p)[0]
+    except PairError:
         return torch.full_like(values, torch.nan)
-    return kl.reshape(values.shape) if kl.numel() == values.numel() else torch.full_like(values, torch.nan)
+    return kl.expand(values.shape) if kl.shape[-1] == values.shape[-1] else torch.full_like(values, torch.nan)

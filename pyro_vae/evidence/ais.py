@@ -7,14 +7,14 @@ __all__ = ["ais"]
 from typing import Any
 
 from ..errors import require_count, require_one_of
-from ..pairs.inputs import data_for
-from ..pairs.traces import Program
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from ..samplers.chunks import blockwise, in_pieces
-from ..samplers.tempering import Path, Schedule, Start, anneal, temperatures
+from ..samplers.tempering import Schedule, Start, TemperedPath, anneal, temperatures
 from ..samplers.tuning import pilot_evaluations, tune
 from .base import LogEvidence
 from .from_chains import Summary, collected
-from .prior_check import second_opinion
+from .prior_check import prior_check
 
 
 def ais(
@@ -81,9 +81,9 @@ def ais(
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
     require_one_of("start", start, ("guide", "prior"))
-    x = data_for(x, model, guide)
+    pair = Pair.of(model, guide, x)
 
-    def estimate(path: Path, span: slice, most: int) -> Summary:
+    def estimate(path: TemperedPath, span: slice, most: int) -> Summary:
         steps = tune(path, betas, num_steps=num_steps, most=most)
         log_w = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, most)
         return Summary.of(log_w, path.num_evaluations)
@@ -94,9 +94,7 @@ def ais(
 
     found = blockwise(
         estimate,
-        model,
-        guide,
-        x,
+        pair,
         start=start,
         num_chains=num_particles,
         evaluations=evaluations,
@@ -105,4 +103,4 @@ def ais(
         progress=progress,
     )
     whole = collected(found, side="lower", num_particles=num_particles, chains=num_temperatures > 1)
-    return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)
+    return prior_check(whole, pair, seed=seed, max_bytes=max_bytes)

@@ -12,10 +12,8 @@ import torch
 from ..errors import ConfigError, PairError, require_count, require_number, require_one_of
 from ..ops.choices import Proposal
 from ..pairs.density import Density
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.memory import blocks_of
-from ..pairs.traces import Program
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from .ais import ais
 from .base import LogEvidence
 from .budget import require_proposal
@@ -75,14 +73,14 @@ def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recom
         >>> found.estimator, found.reason
         ('grid', '1 latent dimension: a grid gives log p(x) to rounding')
     """
-    x = data_for(x, model, guide)
-    with untouched(model, guide, seed=(seed, "recommend")):
-        few = blocks_of(model, guide, x, _PILOT_ROWS)[0]
+    pair = Pair.of(model, guide, x)
+    with pair.evaluation(seed, "recommend"):
+        few = pair.first(_PILOT_ROWS)
         try:
-            dim, why = Density(model, guide, few).dim, ""
+            dim, why = Density(few).dim, ""
         except PairError as error:  # discrete latents, for instance
             dim, why = None, str(error)
-        own = int(torch.randint(2**62, ()))  # else the pilot's draws are the estimate's, which it could not judge
+        own = int(torch.randint(2**62, ()))  # a seed of its own: the pilot must not judge by the estimate's draws
     if dim is not None and dim <= _GRID_DIMENSIONS:
         plural = "s" if dim > 1 else ""
         return Recommendation("grid", "guide", f"{dim} latent dimension{plural}: a grid gives log p(x) to rounding")
@@ -140,8 +138,9 @@ def estimate(
     """
     given = _given(num_particles, target_stderr, proposal)
     require_estimator(estimator.estimator if isinstance(estimator, Recommendation) else estimator)
+    pair = Pair.of(model, guide, x)
     if estimator == "auto":
-        estimator = recommend(model, guide, x, seed=seed)
+        estimator = recommend(model, guide, pair, seed=seed)
     if isinstance(estimator, Recommendation):
         if num_particles is None:
             given.setdefault("target_stderr", _TARGET)
@@ -150,7 +149,7 @@ def estimate(
         given = {name: given[name] for name in given.keys() & _OPTIONS[estimator]}
     for name in given.keys() - _OPTIONS[estimator]:
         raise ConfigError(f"{name}={given[name]!r}: the estimator {estimator!r} has no such option; leave it out")
-    return ESTIMATORS[estimator](model, guide, x, seed=seed, max_bytes=max_bytes, progress=progress, **given)
+    return ESTIMATORS[estimator](model, guide, pair, seed=seed, max_bytes=max_bytes, progress=progress, **given)
 
 
 def _given(num_particles: int | None, target_stderr: float | None, proposal: str | None) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""What every evidence estimator returns."""
+"""The result of every evidence estimator."""
 
 from __future__ import annotations
 
 __all__ = ["LogEvidence"]
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..ops import verdicts
+from ..ops.means import Mean
 from ..ops.verdicts import Judgement
 
 
@@ -20,9 +20,9 @@ class LogEvidence(NamedTuple):
     r"""An estimate of :math:`\log p(x)` or of a bound on it, per datapoint.
 
     ``side`` says in which direction ``value`` errs *in expectation*: ``"lower"``, ``"upper"``, or ``"point"`` for
-    neither. ``stderr`` is its Monte-Carlo standard error: what repeating the estimate on the same datapoint would vary
-    by. A mean over a test set has a second, usually far larger error, from which datapoints are in it; the two are
-    reported separately and never mixed.
+    neither. ``stderr`` is its Monte-Carlo standard error, the standard deviation over repetitions on the same
+    datapoint. The mean over a test set has a second, usually far larger error, due to the choice of datapoints; the two
+    are reported separately and never mixed.
     """
 
     value: Float[Tensor, " batch"]
@@ -36,15 +36,15 @@ class LogEvidence(NamedTuple):
     """Tail shape k-hat of the weights; nan where there are none, or too few."""
     judgement: Judgement
     num_particles: Int[Tensor, " batch"]
-    """Draws per datapoint; of chains, how many there are."""
+    """Draws per datapoint, or chains per datapoint."""
     num_evaluations: Int[Tensor, " batch"]
     r"""Evaluations of :math:`\log p(x, z)` per datapoint, pilots included; one with its gradient counts once."""
     simulated: bool = False
-    """Whether this speaks of data simulated from the model, and of real data only as far as the two are alike."""
+    """Whether the data were simulated from the model; for real data it then holds only as far as the two are alike."""
 
     @classmethod
     def joined(cls, parts: Sequence[LogEvidence], order: Int[Tensor, " batch"] | None = None) -> LogEvidence:
-        """The datapoints of several answers of one kind behind one another, and then in the order given."""
+        """Return the datapoints of several estimates of one kind behind one another, then put into the given order."""
         whole = cls(*(_cat([getattr(part, name) for part in parts]) for name in cls._fields))
         if order is None:
             return whole
@@ -56,23 +56,23 @@ class LogEvidence(NamedTuple):
     verdict, reason = verdicts.verdict, verdicts.reason
 
     def share(self, verdict: Literal["ok", "doubtful", "unreliable"]) -> float:
-        """The share of datapoints with this verdict."""
+        """Return the share of datapoints with this verdict."""
         return float((self.verdict == verdict).mean())
 
     @property
     def mean(self) -> float:
         """The mean over datapoints, in nats per datapoint."""
-        return self.value.mean().item()
+        return Mean.of(self.value, self.stderr).value.item()
 
     @property
     def monte_carlo_error(self) -> float:
         r"""Standard error of :attr:`mean` from the draws, :math:`\sqrt{\sum_b \mathrm{stderr}_b^2} / N`."""
-        return self.stderr.square().sum().sqrt().item() / len(self.value)
+        return Mean.of(self.value, self.stderr).monte_carlo_error.item()
 
     @property
     def test_set_error(self) -> float:
         r"""Standard error of :attr:`mean` from the choice of datapoints, :math:`\mathrm{sd} / \sqrt N`."""
-        return self.value.std().item() / math.sqrt(len(self.value)) if len(self.value) > 1 else math.nan
+        return Mean.of(self.value, self.stderr).test_set_error.item()
 
 
 def _cat(parts: Sequence[Any]) -> Any:

@@ -15,10 +15,10 @@ from torch import Tensor
 from ..errors import ConfigError, require_one_of
 from ..ops.choices import Proposal, names
 from ..ops.streaming import TailMoments
+from ..pairs.pair import Pair
 from ..pairs.progress import Progress
-from ..pairs.traces import Program
-from ..samplers.fitted_proposal import REFINEMENT_EVALUATIONS, refined
-from ..samplers.proposals import Defensive, Drawer, Guided, Rows
+from ..samplers.fitted_proposal import FIT_EVALUATIONS, fitted_proposal
+from ..samplers.proposals import DefensiveProposal, GuideProposal, Proposer, Rows
 
 _FIRST = 1024  # draws, before an error is looked at: that of few is small where they missed the large weights
 _GROWTH = 4.0  # at most, from one look to the next: an error from few draws says little
@@ -44,24 +44,30 @@ class Budget(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What is drawn from."""
+    """The pair to draw for, and the proposal to draw from."""
 
-    model: Program
-    guide: Program
-    x: Tensor
+    pair: Pair
     proposal: str
-    apart: bool
-    """Whether rows may be left out."""
     capacity: int
-    """How many of the largest weights are kept."""
+    """The number of the largest weights that are kept."""
     max_bytes: int
     bar: Progress
 
-    def pools(self, rows: Rows, num: int, drawer: Drawer, pilot: int) -> Iterator[Pool]:
+    def proposer(self, rows: Rows) -> tuple[Proposer, int]:
+        """Return the proposal for these rows, and the number of evaluations that it took to find it."""
+        if self.proposal == "defensive":
+            return DefensiveProposal(self.pair, self.max_bytes), 0
+        if self.proposal == "refined":
+            self.bar.total += len(rows) * FIT_EVALUATIONS
+            fit = fitted_proposal(self.pair, rows, max_bytes=self.max_bytes, on_progress=self.bar.update)
+            return fit, FIT_EVALUATIONS
+        return GuideProposal(self.pair, self.max_bytes), 0
+
+    def pools(self, rows: Rows, num: int, proposer: Proposer, pilot: int) -> Iterator[Pool]:
         """``num`` draws of each row, for one run of rows after the other."""
         at, weights, waiting = slice(0, 0), None, []
         self.bar.total += len(rows) * num
-        for span, log_w in drawer(rows, num):
+        for span, log_w in proposer(rows, num):
             self.bar.update(log_w.numel())
             if weights is not None and span != at:
                 yield Pool(rows[at], self._summary(weights, waiting), pilot)
@@ -91,35 +97,22 @@ def require_proposal(proposal: str) -> None:
 
 
 def drawn(source: Source, budget: Budget) -> Iterator[Pool]:
-    """Every datapoint once, with all of its draws."""
-    rows = torch.arange(len(source.x), device=source.x.device)
+    """Yield every datapoint once, with all of its draws."""
+    rows = torch.arange(len(source.pair), device=source.pair.x.device)
     adaptive = budget.target is not None
-    for block in rows.split(_ROWS) if adaptive and source.apart else [rows]:
-        for chosen, drawer, pilot in _drawers(source, block):
-            first = min(_FIRST, budget.most) if adaptive else budget.most
-            for pool in source.pools(chosen, first, drawer, pilot):
-                yield from _settled(source, budget, pool, drawer) if adaptive else [pool]
+    for block in rows.split(_ROWS) if adaptive and source.pair.independent_rows else [rows]:
+        proposer, pilot = source.proposer(block)
+        first = min(_FIRST, budget.most) if adaptive else budget.most
+        for pool in source.pools(block, first, proposer, pilot):
+            yield from _settled(source, budget, pool, proposer) if adaptive else [pool]
 
 
-def _drawers(source: Source, rows: Rows) -> Iterator[tuple[Rows, Drawer, int]]:
-    """What to draw from for which datapoints, and what it cost each of them to find out."""
-    model, guide, x = source.model, source.guide, source.x
-    if source.proposal == "defensive":
-        yield rows, Defensive(model, guide, x, source.max_bytes), 0
-    elif source.proposal == "refined":
-        source.bar.total += len(rows) * REFINEMENT_EVALUATIONS
-        drawer = refined(model, guide, x, rows, max_bytes=source.max_bytes, tell=source.bar.update)
-        yield rows, drawer, REFINEMENT_EVALUATIONS
-    else:
-        yield rows, Guided(model, guide, x, source.max_bytes), 0
-
-
-def _settled(source: Source, budget: Budget, pool: Pool, drawer: Drawer) -> Iterator[Pool]:
+def _settled(source: Source, budget: Budget, pool: Pool, proposer: Proposer) -> Iterator[Pool]:
     """Draw on for those datapoints whose error is too large, most of all for those where it is largest."""
     rows, weights, pilot = pool
     while True:
         goal = _goal(weights, budget)
-        if not source.apart:
+        if not source.pair.independent_rows:
             goal = goal.max().expand(len(rows))
         done = goal <= weights.num_particles
         if done.any():
@@ -127,13 +120,13 @@ def _settled(source: Source, budget: Budget, pool: Pool, drawer: Drawer) -> Iter
             rows, weights, goal = rows[~done], weights.at(~done), goal[~done]
         if not len(rows):
             return
-        weights = weights.merge(_more(source, rows, goal - weights.num_particles, drawer))
+        weights = weights.merge(_more(source, rows, goal - weights.num_particles, proposer))
 
 
-def _more(source: Source, rows: Rows, missing: Int[Tensor, " chosen"], drawer: Drawer) -> TailMoments:
+def _more(source: Source, rows: Rows, missing: Int[Tensor, " chosen"], proposer: Proposer) -> TailMoments:
     """As many further draws of each datapoint as it misses."""
     pools = [
-        pool for num in missing.unique().tolist() for pool in source.pools(rows[missing == num], num, drawer, pilot=0)
+        pool for num in missing.unique().tolist() for pool in source.pools(rows[missing == num], num, proposer, pilot=0)
     ]
     return TailMoments.joined([pool.weights for pool in pools]).at(torch.cat([pool.rows for pool in pools]).argsort())
 

@@ -11,11 +11,10 @@ import torch
 from ..errors import require_count
 from ..ops.streaming import Moments
 from ..ops.verdicts import judge
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.particles import particle_chunks
+from ..pairs.pair import Pair
+from ..pairs.particles import particle_blocks
 from ..pairs.progress import progress_bar
-from ..pairs.traces import Program
+from ..pairs.running import Program
 from .base import LogEvidence
 
 
@@ -56,10 +55,10 @@ def elbo(
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     max_bytes = require_count("max_bytes", max_bytes)
+    pair = Pair.of(model, guide, x)
     found: dict[int, Moments] = {}
-    x = data_for(x, model, guide)
-    with untouched(model, guide, seed=(seed, "evidence")), progress_bar(len(x) * num_particles, progress) as bar:
-        for rows, log_w in particle_chunks(model, guide, x, num_particles=num_particles, max_bytes=max_bytes):
+    with pair.evaluation(seed, "evidence"), progress_bar(len(pair) * num_particles, progress) as bar:
+        for rows, log_w in particle_blocks(pair, num_particles=num_particles, max_bytes=max_bytes):
             block = Moments.of(log_w)
             found[rows.start] = found[rows.start].merge(block) if rows.start in found else block
             bar.update(log_w.numel())

@@ -18,7 +18,7 @@ Side = Literal["lower", "upper"]
 
 
 class Summary(NamedTuple):
-    """What a block says of its datapoints."""
+    """The estimates for a block of datapoints."""
 
     value: Float[Tensor, " batch"]
     stderr: Float[Tensor, " batch"]
@@ -28,7 +28,7 @@ class Summary(NamedTuple):
 
     @classmethod
     def of(cls, log_w: Float[Tensor, "chains batch"], num_evaluations: int, *, inverse: bool = False) -> Summary:
-        """The log of the mean weight, or with ``inverse`` minus the log of the mean of one over the weights."""
+        """Return the log of the mean weight, or with ``inverse`` minus the log of the mean reciprocal weight."""
         moments = LogMoments.of(-log_w if inverse else log_w)
         value = -moments.log_mean if inverse else moments.log_mean
         return cls(value, moments.stderr, moments.ess, len(log_w), num_evaluations)
@@ -37,7 +37,7 @@ class Summary(NamedTuple):
 def collected(
     found: list[Summary], *, side: Side, num_particles: int, simulated: bool = False, chains: bool = True
 ) -> LogEvidence:
-    """The estimate for all datapoints from that of their blocks; draws that are no ``chains`` are judged as draws."""
+    """Return the estimate for all datapoints; without ``chains`` it is judged as one of independent draws."""
     value, stderr, ess = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
     unknown = torch.full_like(value, torch.nan)  # too few weights for a tail
     return LogEvidence(

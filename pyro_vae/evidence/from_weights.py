@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Estimate", "from_draws", "from_weights"]
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,14 +15,11 @@ from ..errors import require_count, require_number
 from ..ops.pareto import smooth_tail, tail_size
 from ..ops.streaming import TailMoments
 from ..ops.verdicts import judge
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
+from ..pairs.pair import Pair
 from ..pairs.progress import progress_bar
-from ..pairs.traces import Program
-from ..pairs.vectorization import rows_apart
 from .base import LogEvidence
 from .budget import Budget, Pool, Source, drawn, require_proposal
-from .prior_check import second_opinion
+from .prior_check import prior_check
 
 _SMALLEST_TAIL = 256  # largest weights kept, however few draws there are: the jackknife wants them
 _MOST = 5000  # draws per datapoint
@@ -30,22 +27,20 @@ _MOST_TO_TARGET = 100_000
 
 
 class Estimate(NamedTuple):
-    """What an estimator makes of the weights of datapoints that have equally many."""
+    """Estimates for datapoints with equally many weights."""
 
     value: Float[Tensor, " batch"]
     stderr: Float[Tensor, " batch"]
 
 
 Estimator = Callable[[TailMoments, Float[Tensor, "tail batch"]], Estimate]
-"""Of the weights, and of their largest as Pareto smoothing would have them."""
+"""From the weights, and the largest of them after Pareto smoothing, to the estimate."""
 
 
 def from_weights(
     estimate: Estimator,
     side: Literal["lower", "point"],
-    model: Program,
-    guide: Program,
-    x: Any,
+    pair: Pair,
     *,
     num_particles: int | None,
     proposal: str,
@@ -61,29 +56,32 @@ def from_weights(
         require_number("target_stderr", target_stderr, least=1e-6)
     require_proposal(proposal)
     max_bytes = require_count("max_bytes", max_bytes)
-    x = data_for(x, model, guide)
-    with untouched(model, guide, seed=(seed, "evidence")), progress_bar(0, progress) as bar:
-        apart = (target_stderr is not None or proposal == "refined") and rows_apart(model, guide, x)
-        capacity = min(most, max(tail_size(most) + 1, _SMALLEST_TAIL))
-        source = Source(model, guide, x, proposal, apart, capacity, max_bytes, bar)
-        parts = [part for pool in drawn(source, Budget(most, target_stderr)) for part in _parts(pool, estimate, side)]
+    with pair.evaluation(seed, "evidence"), progress_bar(0, progress) as bar:
+        source = Source(pair, proposal, _capacity(most), max_bytes, bar)
+        pools = drawn(source, Budget(most, target_stderr))
+        parts = [part for pool in pools for part in _parts(pool, estimate, side)]
     rows, found = zip(*parts, strict=True)
     whole = LogEvidence.joined(found, torch.cat(rows).argsort())
-    return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)
+    return prior_check(whole, pair, seed=seed, max_bytes=max_bytes)
+
+
+def _capacity(num: int) -> int:
+    """Return how many of the largest of ``num`` weights are kept."""
+    return min(num, max(tail_size(num) + 1, _SMALLEST_TAIL))
 
 
 def from_draws(
     estimate: Estimator, side: Literal["lower", "point"], log_w: Float[Tensor, "particles batch"], *, pilot: int
 ) -> LogEvidence:
-    """Summarise, estimate and judge weights that are there already, after ``pilot`` evaluations of each datapoint."""
+    """Summarise, estimate and judge given weights, which took ``pilot`` further evaluations of each datapoint."""
     rows = torch.arange(log_w.shape[1], device=log_w.device)
-    weights = TailMoments.of(log_w, capacity=min(len(log_w), max(tail_size(len(log_w)) + 1, _SMALLEST_TAIL)))
+    weights = TailMoments.of(log_w, capacity=_capacity(len(log_w)))
     ((_, found),) = _parts(Pool(rows, weights, pilot), estimate, side)
     return found
 
 
 def _parts(pool: Pool, estimate: Estimator, side: Literal["lower", "point"]) -> Iterator[tuple[Tensor, LogEvidence]]:
-    """Which rows, and their answer: by the number of draws, on which the size of the tail depends."""
+    """Yield rows and their estimate, by the number of draws, on which the size of the tail depends."""
     for num in pool.weights.num_particles.unique().tolist():
         chosen = (pool.weights.num_particles == num).nonzero()[:, 0]
         weights, size = pool.weights.at(chosen), tail_size(num)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
-from ..pairs.traces import Program
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from .base import LogEvidence
 from .from_weights import Estimate, from_draws, from_weights
 
@@ -89,9 +90,7 @@ def importance(
     return from_weights(
         _mean,
         "lower",
-        model,
-        guide,
-        x,
+        Pair.of(model, guide, x),
         num_particles=num_particles,
         proposal=proposal,
         target_stderr=target_stderr,

@@ -15,7 +15,8 @@ from ..errors import ConfigError, require_count
 from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
 from ..ops.weights import jackknife_coefficients
-from ..pairs.traces import Program
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from .base import LogEvidence
 from .from_weights import Estimate, from_weights
 
@@ -71,9 +72,7 @@ def jackknife(
     return from_weights(
         _first_order if order == 1 else _second_order,
         "point",
-        model,
-        guide,
-        x,
+        Pair.of(model, guide, x),
         num_particles=num_particles,
         proposal=proposal,
         target_stderr=None,

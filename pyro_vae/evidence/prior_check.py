@@ -1,8 +1,8 @@
-r"""Whether draws from the prior find what an estimator has overlooked: a part of the posterior far from the guide."""
+r"""The check by draws from the prior: do they find a part of the posterior, far from the guide, that was missed?"""
 
 from __future__ import annotations
 
-__all__ = ["second_opinion"]
+__all__ = ["prior_check"]
 
 from typing import NamedTuple
 
@@ -14,18 +14,17 @@ from torch import Tensor
 from ..errors import PairError
 from ..ops.streaming import LogMoments
 from ..ops.verdicts import Judgement
-from ..pairs.handlers import untouched
-from ..pairs.traces import Program
+from ..pairs.pair import Pair
 from .base import LogEvidence
-from .latent_sums import Shared, at_nodes, densities_of
+from .latent_sums import SharedSums, densities_of, sums_over
 
-_MOST_DRAWS = 2**15  # decoded once for all datapoints
-_MOST_DIMENSIONS = 10  # in more, draws from the prior hardly ever meet a posterior
+_MAX_DRAWS = 2**15  # decoded once for all datapoints
+_MAX_DIMENSIONS = 10  # in more, draws from the prior hardly ever meet a posterior
 _ERRORS = 4.0
 
 
 class Points(NamedTuple):
-    """Latent values that stand where the nodes of a lattice do."""
+    """Latent values in place of the nodes of a grid."""
 
     u: Float[Tensor, "nodes latent"]
 
@@ -37,40 +36,38 @@ class Points(NamedTuple):
         return self.u[start:stop]
 
 
-def second_opinion(
-    found: LogEvidence, model: Program, guide: Program, x: Tensor, *, seed: int, max_bytes: int
-) -> LogEvidence:
-    r"""The answer, with the verdict ``unreliable`` where draws from the prior find clearly more.
+def prior_check(found: LogEvidence, pair: Pair, *, seed: int, max_bytes: int) -> LogEvidence:
+    r"""Return the estimate with the verdict ``unreliable`` where draws from the prior find clearly more.
 
     An estimator cannot know of a mode that none of its draws has met: its weights are even and its error bar is small.
-    Draws from the prior meet it, if there are few dimensions, whatever the guide says:
+    Draws from the prior meet it, if there are few dimensions, whatever the guide is:
 
     .. math:: \hat p_0(x) = \frac1M \sum_{m=1}^M p(x \mid z_m), \qquad z_m \sim p(z)
 
-    Clearly more is more by four standard errors, :math:`4 \sqrt{\text{stderr}^2 + \text{stderr}_0^2}`, and by another
-    :math:`3 / \text{ESS}_0`, since an error bar from few hits says little. Because :math:`E[\hat p_0] = p(x)`, a single
-    hit is above log p(x) by so much, 7 nats, with a probability below :math:`e^{-7}`, and several hits are hardly more
-    often: a right value stays what it is.
+    Clearly more means more by four standard errors, :math:`4 \sqrt{\text{stderr}^2 + \text{stderr}_0^2}`, and by
+    another :math:`3 / \text{ESS}_0`, since the error bar of few hits is itself uncertain. Because
+    :math:`E[\hat p_0] = p(x)`, a single hit exceeds log p(x) by these 7 nats with a probability below :math:`e^{-7}`, and
+    several hits hardly more often: a right value keeps its verdict.
 
     The draws, at most 32,768 and never more than the estimator's own of all datapoints together, are decoded once for
-    all and not counted in ``num_evaluations``. Pairs of more than 10 latent dimensions, of discrete latents, or with a
-    prior or a decoder that differ between datapoints get no second opinion.
+    all datapoints and not counted in ``num_evaluations``. Pairs with more than 10 latent dimensions, with discrete
+    latents, or with a prior or a decoder that differs between datapoints are not checked.
     """
-    with untouched(model, guide, seed=(seed, "second opinion")):
+    with pair.evaluation(seed, "second opinion"):
         try:
-            others = densities_of(model, guide, x, max_bytes)
-            first = next(others)
-            if not 0 < first.dim <= _MOST_DIMENSIONS:
+            densities = densities_of(pair, max_bytes)
+            first = next(densities)
+            if not 0 < first.dim <= _MAX_DIMENSIONS:
                 return found
-            densities = [first, *others]
+            densities = [first, *densities]
         except PairError:
             return found
-        nodes = at_nodes(densities, max_bytes=max_bytes, count=lambda _: None)
-        if not isinstance(nodes, Shared):
+        sums = sums_over(densities, max_bytes=max_bytes, on_progress=lambda _: None)
+        if not isinstance(sums, SharedSums):
             return found
-        num = min(_MOST_DRAWS, int(found.num_evaluations.sum()))
-        u = first.draw_prior(-(-num // len(first.x))).flatten(0, 1)[:num]
-        prior = nodes.log_sums(Points(u), torch.arange(len(x), device=x.device), prior=False)
+        num = min(_MAX_DRAWS, int(found.num_evaluations.sum()))
+        u = first.draw_prior(-(-num // len(first))).flatten(0, 1)[:num]
+        prior = sums.log_sums(Points(u), torch.arange(len(pair), device=pair.x.device), prior=False)
     return found._replace(judgement=_with(found, prior))
 
 
@@ -78,10 +75,8 @@ def _with(found: LogEvidence, prior: LogMoments) -> Judgement:
     more = prior.log_mean - found.value
     needed = _ERRORS * torch.hypot(found.stderr, prior.stderr) + 3 / prior.ess
     verdict, reason = (texts.tolist() for texts in found.judgement)
-    for place in (more > needed).nonzero()[:, 0].tolist():
-        if verdict[place] != "unreliable":
-            verdict[place] = "unreliable"
-            reason[place] = (
-                f"draws from the prior find {more[place]:.2g} nats more: part of the posterior was overlooked"
-            )
+    for row in (more > needed).nonzero()[:, 0].tolist():
+        if verdict[row] != "unreliable":
+            verdict[row] = "unreliable"
+            reason[row] = f"draws from the prior find {more[row]:.2g} nats more: part of the posterior was overlooked"
     return Judgement(np.array(verdict), np.array(reason, dtype=object))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
-from ..pairs.traces import Program
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from .base import LogEvidence
 from .from_weights import Estimate, from_weights
 
@@ -58,9 +59,7 @@ def psis(
     return from_weights(
         _smoothed_mean,
         "point",
-        model,
-        guide,
-        x,
+        Pair.of(model, guide, x),
         num_particles=num_particles,
         proposal=proposal,
         target_stderr=target_stderr,

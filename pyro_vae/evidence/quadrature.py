@@ -16,14 +16,12 @@ from ..errors import PairError, require_count, require_number
 from ..ops.streaming import LogMoments
 from ..ops.verdicts import Judgement, judge
 from ..pairs.density import Density
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
+from ..pairs.pair import Pair
 from ..pairs.progress import progress_bar
-from ..pairs.traces import Program
+from ..pairs.running import Program
 from .base import LogEvidence
-from .box import Box, box_around
-from .grid import Lattice
-from .latent_sums import Direct, Shared, at_nodes, densities_of
+from .grid import Box, Grid, box_around
+from .latent_sums import DirectSums, SharedSums, densities_of, sums_over
 
 _MOST_DIMENSIONS = 2
 _MOST_WIDENINGS = 12
@@ -95,16 +93,15 @@ def quadrature(
     require_number("tolerance", tolerance, least=1e-12)
     max_nodes = require_count("max_nodes", max_nodes, least=100)
     max_bytes = require_count("max_bytes", max_bytes)
-    x = data_for(x, model, guide)
-    with untouched(model, guide, seed=(seed, "quadrature")), progress_bar(None, progress) as bar:
-        others = densities_of(model, guide, x, max_bytes)
-        _require_few_dimensions(first := next(others))
-        densities = [first, *others]
-        nodes = at_nodes(densities, max_bytes=max_bytes, count=bar.update)
-        rows = torch.arange(len(x), device=x.device)
-        found = _refined(
-            nodes, _covering(nodes, box_around(densities), rows, tolerance, max_nodes), tolerance, max_nodes
-        )
+    pair = Pair.of(model, guide, x)
+    with pair.evaluation(seed, "quadrature"), progress_bar(None, progress) as bar:
+        densities = densities_of(pair, max_bytes)
+        _require_few_dimensions(first := next(densities))
+        densities = [first, *densities]
+        sums = sums_over(densities, max_bytes=max_bytes, on_progress=bar.update)
+        rows = torch.arange(len(pair), device=pair.x.device)
+        covered = _covering(sums, box_around(densities), rows, tolerance, max_nodes)
+        found = _settled(sums, covered, tolerance, max_nodes)
     nothing = torch.full_like(found.value, torch.nan)
     return LogEvidence(
         value=found.value,
@@ -127,10 +124,10 @@ def _require_few_dimensions(density: Density) -> None:
 
 
 class _Covered(NamedTuple):
-    lattice: Lattice
+    grid: Grid
     sums: LogMoments
     border: Float[Tensor, " batch"]
-    """About which share of a datapoint's mass may lie beyond one side of the lattice."""
+    """An estimate of the share of a datapoint's mass beyond one side of the grid."""
     num_evaluations: int
 
 
@@ -144,50 +141,50 @@ class _Found(NamedTuple):
 
 
 def _covering(
-    nodes: Shared | Direct,
+    sums_at: SharedSums | DirectSums,
     box: Box,
     rows: Int[Tensor, " batch"],
     tolerance: float,
     max_nodes: int,
     widenings: int = _MOST_WIDENINGS,
 ) -> _Covered:
-    """The sums over a first lattice, which leaves room for two halvings and is wide enough for all rows."""
-    lattice = box.lattice(max_nodes // 4 ** len(box.low))
-    sums, num_evaluations = nodes.log_sums(lattice, rows), lattice.num_nodes
+    """Return the sums over a first grid, which leaves room for two halvings and is wide enough for all rows."""
+    grid = box.grid(max_nodes // 4 ** len(box.low))
+    sums, num_evaluations = sums_at.log_sums(grid, rows), grid.num_nodes
     border, wider = torch.zeros_like(sums.log_sum), box
-    for dim, upper, face in lattice.faces():
-        # As if the density went on over as many nodes again: of a heavy tail that is what lies outside.
-        share = lattice.counts[dim] * (nodes.log_sums(face, rows).log_sum - sums.log_sum).exp()
+    for dim, upper, face in grid.faces():
+        # As if the density went on over as many nodes again, which is about what a heavy tail has outside.
+        share = grid.counts[dim] * (sums_at.log_sums(face, rows).log_sum - sums.log_sum).exp()
         num_evaluations += face.num_nodes
         border = border.maximum(share.nan_to_num(0.0))
         if (share > tolerance / 10).any():
             wider = wider.widened(dim, upper)
     if wider is box or not widenings:
-        return _Covered(lattice, sums, border, num_evaluations)
-    found = _covering(nodes, wider, rows, tolerance, max_nodes, widenings - 1)
+        return _Covered(grid, sums, border, num_evaluations)
+    found = _covering(sums_at, wider, rows, tolerance, max_nodes, widenings - 1)
     return found._replace(num_evaluations=found.num_evaluations + num_evaluations)
 
 
-def _refined(nodes: Shared | Direct, first: _Covered, tolerance: float, max_nodes: int) -> _Found:
+def _settled(sums_at: SharedSums | DirectSums, first: _Covered, tolerance: float, max_nodes: int) -> _Found:
     """Halve the step for the datapoints that have not settled, as long as ``max_nodes`` allows it."""
-    lattice, sums, border, num_evaluations = first
-    dim = len(lattice.counts)
-    value = sums.log_sum + lattice.log_cell
+    grid, sums, border, num_evaluations = first
+    dim = len(grid.counts)
+    value = sums.log_sum + grid.log_cell
     error, settled = torch.full_like(value, torch.inf), torch.zeros_like(value, dtype=torch.bool)
-    count = torch.full_like(settled, lattice.num_nodes, dtype=torch.long)
+    count = torch.full_like(settled, grid.num_nodes, dtype=torch.long)
     moving = (value < torch.inf).nonzero()[:, 0]  # not those that are nan
     sums = _of(sums, moving)
-    while len(moving) and lattice.num_nodes * 2**dim <= max_nodes:
-        sums = reduce(LogMoments.merge, (nodes.log_sums(part, moving) for part in lattice.between()), sums)
-        lattice = lattice.halved()
-        before, now = value[moving], sums.log_sum + lattice.log_cell
-        rounding = torch.finfo(nodes.dtype).eps * now.abs()
+    while len(moving) and grid.num_nodes * 2**dim <= max_nodes:
+        sums = reduce(LogMoments.merge, (sums_at.log_sums(part, moving) for part in grid.between()), sums)
+        grid = grid.halved()
+        before, now = value[moving], sums.log_sum + grid.log_cell
+        rounding = torch.finfo(sums_at.dtype).eps * now.abs()
         change = torch.where(now == before, 0.0, (now - before).abs())
         rests = sums.ess >= _FEWEST_NODES**dim  # with fewer, an unchanged sum is a coincidence
-        value[moving], error[moving], count[moving] = now, change.maximum(rounding), lattice.num_nodes
+        value[moving], error[moving], count[moving] = now, change.maximum(rounding), grid.num_nodes
         settled[moving] = (change <= rounding.clamp(min=tolerance)) & rests
         sums, moving = _of(sums, ~settled[moving]), moving[~settled[moving]]
-    return _Found(value, error, settled, border, count, count + num_evaluations - first.lattice.num_nodes)
+    return _Found(value, error, settled, border, count, count + num_evaluations - first.grid.num_nodes)
 
 
 def _of(sums: LogMoments, rows: Tensor) -> LogMoments:
@@ -196,16 +193,16 @@ def _of(sums: LogMoments, rows: Tensor) -> LogMoments:
 
 def _judged(found: _Found, tolerance: float) -> Judgement:
     verdict, reason = (part.tolist() for part in judge(value=found.value, stderr=found.error))
-    for place in (~found.settled | (found.border > tolerance)).nonzero()[:, 0].tolist():
-        if not torch.isfinite(found.value[place]):
+    for row in (~found.settled | (found.border > tolerance)).nonzero()[:, 0].tolist():
+        if not torch.isfinite(found.value[row]):
             continue
-        settling = found.border[place] <= tolerance and found.error[place] <= _SMALL
-        verdict[place] = "doubtful" if settling else "unreliable"
-        if found.border[place] > tolerance:
-            reason[place] = f"a share of about {found.border[place]:.2g} of the mass may be outside of the widest grid"
+        settling = found.border[row] <= tolerance and found.error[row] <= _SMALL
+        verdict[row] = "doubtful" if settling else "unreliable"
+        if found.border[row] > tolerance:
+            reason[row] = f"a share of about {found.border[row]:.2g} of the mass may be outside of the widest grid"
         else:
-            reason[place] = (
-                f"the grid of {found.num_nodes[place]} nodes did not settle: its last halving changed the value by "
-                f"{found.error[place]:.2g} nats, more than {tolerance:g}"
+            reason[row] = (
+                f"the grid of {found.num_nodes[row]} nodes did not settle: its last halving changed the value by "
+                f"{found.error[row]:.2g} nats, more than {tolerance:g}"
             )
     return Judgement(np.array(verdict), np.array(reason, dtype=object))

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..data.arrays import as_tensor, require_finite
 from ..errors import ConfigError, PairError, ShapeError, require_count, require_one_of
 from ..ops.streaming import LogMoments
-from ..pairs.inputs import data_for, suited
-from ..pairs.traces import Program
+from ..pairs.inputs import suited
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from ..samplers.chunks import blockwise, in_pieces
-from ..samplers.tempering import Path, Schedule, Start, anneal, temperatures
+from ..samplers.tempering import Schedule, Start, TemperedPath, anneal, temperatures
 from ..samplers.tuning import pilot_evaluations, tune
 from .base import LogEvidence
-from .from_chains import Side, Summary, collected
+from .from_chains import Summary, collected
 
 Method = Literal["ais", "iwae"]
 _WHY = ", since fewer have no error bar"
@@ -101,54 +102,68 @@ def sandwich(
     require_one_of("start", start, ("guide", "prior"))
     if not isinstance(z_true, Mapping):
         raise ConfigError(f"z_true: expected a dictionary of site names and values, found {type(z_true).__name__}")
-    x = data_for(x, model, guide)
-    z = {name: suited(_values(name, value, len(x)), model, guide) for name, value in z_true.items()}
-
-    def by_chains(path: Path, span: slice, most: int) -> tuple[Summary, Summary]:
-        steps, true = tune(path, betas, num_steps=num_steps, most=most), _coordinates(path, z, span)
-
-        def back(num: int) -> Tensor:
-            return anneal(path.begin(true.expand(num, *true.shape[1:]), 1.0), betas, steps, reverse=True)
-
-        up = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, most)
-        num_evaluations = path.num_evaluations  # as many as the other direction will have made
-        return Summary.of(up, num_evaluations), Summary.of(
-            in_pieces(back, num_particles, most), num_evaluations, inverse=True
-        )
-
-    def by_draws(path: Path, span: slice, most: int) -> tuple[Summary, Summary]:
-        path.density.require_guide()
-        true = path.log_weights(_coordinates(path, z, span))
-        log_w = in_pieces(lambda num: path.log_weights(path.draw(num)), num_particles, most)
-        return Summary.of(log_w, num_particles), _completed(log_w[1:], true)
-
-    def evaluations(most: int) -> int:
-        if method == "iwae":
-            return num_particles + 1
-        pilot = pilot_evaluations(num_temperatures, num_steps, most)
-        return pilot + 2 * num_particles * (1 + (num_temperatures - 1) * num_steps)
-
+    pair = Pair.of(model, guide, x)
+    z = {name: suited(_values(name, value, len(pair)), model, guide) for name, value in z_true.items()}
+    chains = _Chains(betas, num_particles, num_steps)
     found = blockwise(
-        by_chains if method == "ais" else by_draws,
-        model,
-        guide,
-        x,
+        (lambda path, span, most: chains.both(path, _rows(z, span), most))
+        if method == "ais"
+        else (lambda path, span, most: _by_draws(path, _rows(z, span), num_particles, most)),
+        pair,
         start=start if method == "ais" else "guide",
         num_chains=num_particles,
-        evaluations=evaluations,
+        evaluations=chains.evaluations if method == "ais" else lambda most: num_particles + 1,
         seed=(seed, "sandwich", method),
         max_bytes=max_bytes,
         progress=progress,
     )
+    lower, upper = map(list, zip(*found, strict=True))
+    return Sandwich(
+        collected(lower, side="lower", num_particles=num_particles, simulated=True),
+        collected(upper, side="upper", num_particles=num_particles, simulated=True),
+    )
 
-    def side(of: int, name: Side) -> LogEvidence:
-        return collected([both[of] for both in found], side=name, num_particles=num_particles, simulated=True)
 
-    return Sandwich(side(0, "lower"), side(1, "upper"))
+class _Chains(NamedTuple):
+    """Chains from q0 to the posterior, and back from a draw of the posterior by the same transitions."""
+
+    betas: Tensor
+    num_particles: int
+    num_steps: int
+
+    def evaluations(self, most: int) -> int:
+        """Return the number of evaluations of each datapoint, when ``most`` chains fit into memory."""
+        levels = len(self.betas) - 1
+        pilot = pilot_evaluations(levels, self.num_steps, most)
+        return pilot + 2 * self.num_particles * (1 + (levels - 1) * self.num_steps)
+
+    def both(self, path: TemperedPath, z: dict[str, Tensor], most: int) -> tuple[Summary, Summary]:
+        """Return the estimates from below and from above."""
+        steps = tune(path, self.betas, num_steps=self.num_steps, most=most)
+        true = _coordinates(path, z)
+
+        def forward(num: int) -> Tensor:
+            return anneal(path.begin(path.draw(num), 0.0), self.betas, steps)
+
+        def back(num: int) -> Tensor:
+            return anneal(path.begin(true.expand(num, *true.shape[1:]), 1.0), self.betas, steps, reverse=True)
+
+        log_w = in_pieces(forward, self.num_particles, most)
+        num_evaluations = path.num_evaluations  # the other direction takes as many
+        reverse = in_pieces(back, self.num_particles, most)
+        return Summary.of(log_w, num_evaluations), Summary.of(reverse, num_evaluations, inverse=True)
+
+
+def _by_draws(path: TemperedPath, z: dict[str, Tensor], num_particles: int, most: int) -> tuple[Summary, Summary]:
+    """Return the importance-weighted bound, and its upper twin with the known draw in place of one particle."""
+    path.density.require_guide()
+    true = path.log_weights(_coordinates(path, z))
+    log_w = in_pieces(lambda num: path.log_weights(path.draw(num)), num_particles, most)
+    return Summary.of(log_w, num_particles), _completed(log_w[1:], true)
 
 
 def _completed(log_w: Tensor, true: Tensor) -> Summary:
-    """The draws and the one that is known, which adds no error."""
+    """Return the estimate from the draws and the known one, which adds no error."""
     drawn, both = LogMoments.of(log_w), Summary.of(torch.cat([log_w, true]), len(log_w) + 1)
     return both._replace(stderr=drawn.stderr * (drawn.log_sum - torch.logaddexp(drawn.log_sum, true[0])).exp())
 
@@ -163,12 +178,16 @@ def _values(name: str, value: Any, num: int) -> Tensor:
     return value
 
 
-def _coordinates(path: Path, z: dict[str, Tensor], span: slice) -> Tensor:
-    """``z_true`` of some rows as ``[1, batch, dim]``."""
+def _rows(z: dict[str, Tensor], span: slice) -> dict[str, Tensor]:
+    return {name: value[span] for name, value in z.items()}
+
+
+def _coordinates(path: TemperedPath, z: dict[str, Tensor]) -> Tensor:
+    """Return ``z_true`` in unconstrained coordinates, ``[1, batch, dim]``."""
     expected = {name: tuple(value.shape[2:]) for name, value in path.density.values(path.density.draw(1)).items()}
     given = {name: tuple(value.shape[1:]) for name, value in z.items()}
     if expected != given:
         raise PairError(f"z_true has sites and shapes {given}, expected those of the pair, {expected}")
-    u = path.density.coordinates({name: value[span][None] for name, value in z.items()})
+    u = path.density.coordinates({name: value[None] for name, value in z.items()})
     require_finite(u, name="z_true in unconstrained coordinates")
     return u

@@ -14,14 +14,14 @@ from ..errors import require_count, require_one_of
 from ..ops.hmc import State
 from ..ops.resampling import systematic
 from ..ops.weights import ess, log_mean_exp
-from ..pairs.inputs import data_for
-from ..pairs.traces import Program
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from ..samplers.chunks import blockwise, in_pieces
-from ..samplers.tempering import Path, Schedule, Start, anneal, temperatures
+from ..samplers.tempering import Schedule, Start, TemperedPath, anneal, temperatures
 from ..samplers.tuning import pilot_evaluations, tune
 from .base import LogEvidence
 from .from_chains import Summary, collected
-from .prior_check import second_opinion
+from .prior_check import prior_check
 
 
 def smc(
@@ -77,9 +77,9 @@ def smc(
     num_steps = require_count("num_steps", num_steps)
     betas = temperatures(require_count("num_temperatures", num_temperatures), schedule)
     require_one_of("start", start, ("guide", "prior"))
-    x = data_for(x, model, guide)
+    pair = Pair.of(model, guide, x)
 
-    def estimate(path: Path, span: slice, most: int) -> Summary:
+    def estimate(path: TemperedPath, span: slice, most: int) -> Summary:
         steps = tune(path, betas, num_steps=num_steps, most=most)
 
         def populations(num: int) -> Tensor:
@@ -96,9 +96,7 @@ def smc(
 
     found = blockwise(
         estimate,
-        model,
-        guide,
-        x,
+        pair,
         start=start,
         num_chains=num_particles * num_populations,
         evaluations=evaluations,
@@ -107,7 +105,7 @@ def smc(
         progress=progress,
     )
     whole = collected(found, side="lower", num_particles=num_particles * num_populations)
-    return second_opinion(whole, model, guide, x, seed=seed, max_bytes=max_bytes)
+    return prior_check(whole, pair, seed=seed, max_bytes=max_bytes)
 
 
 def resampled(

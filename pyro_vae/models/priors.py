@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from ..data.arrays import as_batch
 from ..errors import ConfigError, require_count
-from ..pairs.memory import aside
+from ..pairs.memory import ignored_by_footprint
 from .nn import bounded
 from .posteriors import Posterior
 
@@ -145,7 +145,7 @@ class VampPrior(Prior):
 
     def forward(self) -> Distribution:
         encoder, posterior = self._amortised
-        with aside():
+        with ignored_by_footprint():
             params = encoder(bounded(self.pseudo_inputs, *self.bounds, training=self.training))
             components = posterior(params.reshape(len(params), *posterior.param_shape))
         return _mixture(self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)), components)

@@ -13,11 +13,12 @@ from pyro import poutine
 from torch import Tensor
 
 from ..errors import ConfigError, PairError, require_count, require_one_of
-from ..pairs.pathwise import Flow
-from ..pairs.sites import Sites, Vectorized, draw_sites
-from ..pairs.traces import Program, replay, trace
-from ..pairs.vectorization import Verdicts
-from .gradients import FLOWS, Coefficients, leave_one_out, over_other_datapoints, sensitivity
+from ..pairs.pair import Pair
+from ..pairs.pathwise import GradientPath
+from ..pairs.running import Program, Vectorized, replay, trace
+from ..pairs.sites import Sites, draw_sites
+from ..pairs.vectorization import VectorizationCache
+from .gradients import PATHS, Coefficients, leave_one_out, over_other_datapoints, sensitivity
 from .module import Estimate, ObjectiveModule
 from .surrogates import attached
 
@@ -61,7 +62,7 @@ class Objective(pyro.infer.ELBO):
             require_several(f"gradient={gradient!r}", num_particles)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
         self.gradient = gradient
-        self._verdicts = Verdicts()
+        self._cache = VectorizationCache()
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         """The bound, to maximise, in nats per datapoint, from log-weights; of data, ask ``objective(model, guide)``."""
@@ -70,8 +71,8 @@ class Objective(pyro.infer.ELBO):
         )
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        """The bound per datapoint with its gradient attached, the ELBO of the same draws, and the pair's scale."""
-        sites = self._sites(model, guide, args, kwargs)
+        """Return the bound per datapoint with its gradient attached, the ELBO of the same draws, and the scale."""
+        sites = self._sites(Pair(model, guide, args, kwargs))
         self._require_reparameterized(sites)
         return Estimate(self._bound(sites), sites.elbo.detach(), sites.scale)
 
@@ -97,8 +98,8 @@ class Objective(pyro.infer.ELBO):
         return ObjectiveModule(self, model, guide)
 
     @property
-    def _flow(self) -> Flow:
-        return FLOWS[self.gradient]
+    def _path(self) -> GradientPath:
+        return PATHS[self.gradient]
 
     @property
     def _num_draws(self) -> int:
@@ -106,31 +107,26 @@ class Objective(pyro.infer.ELBO):
         return self.num_groups * self.num_particles
 
     def _require_reparameterized(self, sites: Sites) -> None:
-        if torch.is_grad_enabled() and self._flow != "score" and not sites.reparameterized:
+        if torch.is_grad_enabled() and self._path != "score" and not sites.reparameterized:
             raise PairError(
                 "a latent site of the guide cannot be reparameterised (it has no rsample), so this gradient would miss "
                 "a term: use a continuous distribution, a gradient by scores ('rloo' with ELBO, 'vimco' with IWAE, "
                 "'score' with ReweightedWakeSleep), or sum a discrete site out with pyro.infer.TraceEnum_ELBO"
             )
 
-    def _sites(
-        self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, analytic_kl: bool = False
-    ) -> Sites:
+    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
         return draw_sites(
-            model,
-            guide,
-            args,
-            kwargs,
+            pair,
             num_particles=self._num_draws,
-            vectorized=self._vectorized(model, guide, args, kwargs),
+            vectorized=self._vectorized(pair),
             analytic_kl=analytic_kl,
-            flow=self._flow,
+            path=self._path,
         )
 
-    def _vectorized(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Vectorized:
-        if self._num_draws == 1:  # nobody need be asked about a single particle
+    def _vectorized(self, pair: Pair) -> Vectorized:
+        if self._num_draws == 1:  # a single particle needs no leading dimension
             return Vectorized(model=True, guide=True)
-        return self._verdicts.of(model, guide, args, kwargs)
+        return self._cache.of(pair.model, pair.guide, pair.args, pair.kwargs)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         log_w = sites.log_w.detach()

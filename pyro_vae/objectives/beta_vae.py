@@ -5,12 +5,12 @@ from __future__ import annotations
 __all__ = ["BetaVAE"]
 
 from collections.abc import Callable
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
+from ..pairs.pair import Pair
 from ..pairs.sites import Sites
 from .base import Objective
 
@@ -60,8 +60,8 @@ class BetaVAE(Objective):
         weight = self.beta(self.step) if callable(self.beta) else self.beta
         return require_number("beta", weight, least=0)
 
-    def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
-        return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
+    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
+        return super()._sites(pair, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         return (sites.reconstruction - self.weight * sites.divergence).mean(0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 __all__ = ["ELBO"]
 
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops.weights import doubly_reparameterized
+from ..pairs.pair import Pair
 from ..pairs.sites import Sites
 from .base import Objective
 
@@ -60,8 +60,8 @@ class ELBO(Objective):
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return log_w.mean(0)
 
-    def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
-        return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
+    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
+        return super()._sites(pair, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         return sites.elbo if self.gradient == "total" else super()._bound(sites)

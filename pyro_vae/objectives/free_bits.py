@@ -4,13 +4,14 @@ from __future__ import annotations
 
 __all__ = ["FreeBits"]
 
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..pairs.sites import Sites, total
+from ..pairs.pair import Pair
+from ..pairs.sites import Sites
+from ..pairs.traces import total
 from .base import Objective, require_unmasked
 
 
@@ -51,8 +52,8 @@ class FreeBits(Objective):
         self.analytic_kl = analytic_kl
         self.threshold = require_number("threshold", threshold, least=0)
 
-    def _sites(self, *pair_and_arguments: Any, **_: Any) -> Sites:
-        return super()._sites(*pair_and_arguments, analytic_kl=self.analytic_kl)
+    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
+        return super()._sites(pair, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         require_unmasked(sites)

@@ -39,7 +39,7 @@ The constant 1/K leaves expectations as they are and makes the ELBO's ``reinforc
 from __future__ import annotations
 
 __all__ = [
-    "FLOWS",
+    "PATHS",
     "Coefficients",
     "leave_one_out",
     "over_other_datapoints",
@@ -53,11 +53,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..pairs.pathwise import Flow
+from ..pairs.pathwise import GradientPath
 
 Bound = Callable[[Tensor], Tensor]
 
-FLOWS: dict[str, Flow] = {
+PATHS: dict[str, GradientPath] = {
     "total": "total",
     "score": "score",
     "path": "path",

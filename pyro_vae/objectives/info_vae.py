@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..errors import require_number
 from ..pairs.handlers import evaluating
-from ..pairs.traces import Program, latent_sites, trace
+from ..pairs.pair import Pair
+from ..pairs.running import Program, trace
+from ..pairs.traces import latent_sites
 from .base import Estimate, Objective, require_unmasked
 
 
@@ -52,7 +54,7 @@ class InfoVAE(Objective):
         self.kl_weight = require_number("kl_weight", kl_weight, least=0)
 
     def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
-        sites = self._sites(model, guide, args, kwargs)
+        sites = self._sites(Pair(model, guide, args, kwargs))
         self._require_reparameterized(sites)
         require_unmasked(sites)
         with evaluating(model):  # so that a batch normalisation takes no note of this second run

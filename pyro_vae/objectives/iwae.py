@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops.weights import doubly_reparameterized, log_mean_exp, normalized_weights
+from ..pairs.pair import Pair
+from ..pairs.running import Program
 from ..pairs.sites import draw, weigh_chosen
-from ..pairs.traces import Program
 from .base import Estimate, Objective
 from .gradients import Coefficients
 from .surrogates import attached
@@ -69,9 +70,10 @@ class IWAE(Objective):
     def estimate(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Estimate:
         if not (self.resampled and torch.is_grad_enabled()):
             return super().estimate(model, guide, *args, **kwargs)
-        vectorized = self._vectorized(model, guide, args, kwargs)
-        drawn = draw(guide, args, kwargs, self.num_particles, vectorized, self._flow)
-        log_w, index, sites = weigh_chosen(model, drawn, args, kwargs, self.num_particles, vectorized, self._flow)
+        pair = Pair(model, guide, args, kwargs)
+        vectorized = self._vectorized(pair)
+        drawn = draw(pair, self.num_particles, vectorized, self._path)
+        log_w, index, sites = weigh_chosen(pair, drawn, self.num_particles, vectorized, self._path)
         self._require_reparameterized(sites)
         one = torch.ones_like(log_w[:1])
         weight = normalized_weights(log_w).gather(0, index[None])

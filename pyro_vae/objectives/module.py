@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import PairError
 from ..pairs.handlers import unregistered
 from ..pairs.modules import leaves, modules_behind
-from ..pairs.traces import Program
+from ..pairs.running import Program
 
 
 class Estimate(NamedTuple):

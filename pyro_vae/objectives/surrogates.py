@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..pairs.sites import Sites, total
+from ..pairs.sites import Sites
+from ..pairs.traces import total
 from .gradients import Coefficients
 
 

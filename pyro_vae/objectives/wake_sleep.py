@@ -15,8 +15,9 @@ from ..errors import PairError, require_number
 from ..ops.weights import log_mean_exp, normalized_weights
 from ..pairs.handlers import evaluating
 from ..pairs.pathwise import log_density
-from ..pairs.sites import total
-from ..pairs.traces import Program, guide_sites, replay, rows, sample_sites, trace
+from ..pairs.running import Program, replay, trace
+from ..pairs.running import subsample as rows
+from ..pairs.traces import guide_sites, sample_sites, total
 from .base import Estimate, Objective, require_several
 from .gradients import Coefficients
 

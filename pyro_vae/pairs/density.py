@@ -1,4 +1,4 @@
-r"""A pair's densities as functions of the latent values: what Markov chains, grids and local optimisation ask for."""
+r"""A pair's log-densities as functions of the latent values, for Markov chains, grids and local optimisation."""
 
 from __future__ import annotations
 
@@ -14,24 +14,21 @@ from torch.distributions import biject_to, constraints
 
 from ..errors import PairError
 from ..ops.weights import log_mixture
-from .sites import particle_plate, redraw, total, with_values
+from .pair import Pair
+from .running import Program, as_trace, particle_plate, redraw, replay, run_at, same_rows, trace
 from .traces import (
-    Program,
     common_scale,
     guide_sites,
     is_point_mass,
     latent_sites,
     observed_values,
-    replay,
     require_densities,
     require_rows,
     require_same_sites,
-    same_rows,
     sample_sites,
     site_log_prob,
-    trace,
+    total,
 )
-from .vectorization import rows_apart, vectorizes
 
 
 class Terms(NamedTuple):
@@ -63,8 +60,7 @@ class Density:
     leading particle dimension gets particles as further rows, or one by one if its rows depend on each other.
 
     Arguments:
-        model, guide: Any Pyro pair with one data plate and continuous local latents.
-        x: Data ``[batch, ...]`` as the pair takes them; all rows are in memory at once.
+        pair: A pair with continuous local latents; all of its rows are in memory at once.
 
     Errors:
         PairError: for discrete or masked latents, a guide on other values than the model's, or what
@@ -73,72 +69,77 @@ class Density:
     Example:
         >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
-        >>> density = Density(problem.model, problem.guide(), torch.zeros(3, 2))
+        >>> density = Density(Pair.of(problem.model, problem.guide(), torch.zeros(3, 2)))
         >>> density.terms(density.draw(5)).log_w.shape
         torch.Size([5, 3])
     """
 
-    def __init__(self, model: Program, guide: Program, x: Tensor) -> None:
-        self.model, self.guide, self.x = model, guide, x
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
         with torch.no_grad():
-            self._drawn = trace(guide, (x,), {})
+            self._drawn = pair.run_guide()
             latent = guide_sites(self._drawn)
-            require_rows(latent, len(x))
-            sites = sample_sites(replay(model, self._drawn, (x,), {}))
+            require_rows(latent, len(pair))
+            sites = pair.model_sites(self._drawn)
             self._prior = {name: site for name, site in sites.items() if not site["is_observed"]}
-            require_same_sites(latent, self._prior, False)
+            require_same_sites(latent, self._prior)
             common_scale([*latent.values(), *sites.values()])
             _require_unmasked({**latent, **self._prior})
-        self._takes = vectorizes(model, guide, (x,), {}, drawn=self._drawn)
-        several = x if len(x) > 1 else x.expand(2, *x.shape[1:])  # one row says nothing about rows
-        self._apart = not all(self._takes) and rows_apart(model, guide, several)
+        self._vectorized = pair.vectorized(self._drawn)
         self._transforms = {name: _transform(name, site, self._prior.get(name)) for name, site in latent.items()}
         values = {name: self._transforms[name].inv(site["value"]) for name, site in latent.items()}
         self._shapes = {name: value.shape[1:] for name, value in values.items()}
         self.dim = sum(shape.numel() for shape in self._shapes.values())
 
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.pair)
+
     @property
     def sizes(self) -> dict[str, int]:
-        """How many of the coordinates each latent site has, in their order."""
+        """Latent site name -> the number of its coordinates, in their order."""
         return {name: shape.numel() for name, shape in self._shapes.items()}
 
     def require_guide(self) -> Density:
-        """Itself, or :class:`~pyro_vae.errors.PairError` for a guide of point masses, which has no density."""
+        """Return itself, or raise :class:`~pyro_vae.errors.PairError` for point masses, which have no density."""
         require_densities(guide_sites(self._drawn))
         return self
 
     def draw(self, num: int) -> Float[Tensor, "particles batch latent"]:
-        """Draws from the guide."""
-        if len(self._shapes) == 1:
-            drawn = [redraw(self._drawn, num)]
-        elif self._takes.guide:
-            with particle_plate(num):
-                drawn = [trace(same_rows(self.guide, self._drawn), (self.x,), {})]
-        else:
-            drawn = [trace(same_rows(self.guide, self._drawn), (self.x,), {}) for _ in range(num)]
-        return self._coordinates_of(drawn, num)
+        """Return draws from the guide."""
+        return self._draw(self.pair.guide, num, latent_sites(self._drawn), self._vectorized.guide)
 
     def draw_prior(self, num: int) -> Float[Tensor, "particles batch latent"]:
-        """Draws from the model's prior, one for each row; that of one latent site needs no further run of the model."""
-        if len(self._prior) == 1:
-            drawn = [redraw(_as_trace(self._prior), num)]
-        elif self._takes.model:
+        """Return draws from the model's prior; with one latent site the model does not run again."""
+        return self._draw(self.pair.model, num, self._prior, self._vectorized.model)
+
+    def _draw(
+        self, program: Program, num: int, sites: dict[str, Any], together: bool
+    ) -> Float[Tensor, "particles batch latent"]:
+        args, kwargs = self.pair.args, self.pair.kwargs
+        if len(sites) == 1:  # its distribution is known
+            drawn = [redraw(as_trace(sites), num)]
+        elif together:
             with particle_plate(num):
-                drawn = [trace(same_rows(self.model, self._drawn), (self.x,), {})]
+                drawn = [trace(same_rows(program, self._drawn), args, kwargs)]
         else:
-            drawn = [trace(same_rows(self.model, self._drawn), (self.x,), {}) for _ in range(num)]
-        return self._coordinates_of(drawn, num)
+            drawn = [trace(same_rows(program, self._drawn), args, kwargs) for _ in range(num)]
+        latent: list[dict[str, Any]] = [latent_sites(one) for one in drawn]
+        z = {name: torch.stack([one[name]["value"] for one in latent]) for name in self._shapes}
+        if len(drawn) == 1 and num > 1:
+            z = {name: value[0] for name, value in z.items()}
+        return self.coordinates({name: value.expand(num, len(self), *value.shape[2:]) for name, value in z.items()})
 
     def draw_defensive(
         self, num: int, from_prior: int
     ) -> tuple[Float[Tensor, "particles batch latent"], Float[Tensor, "particles batch"]]:
-        r"""Draws from :math:`\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)`, a fixed share from each, and balance weights.
+        r"""Return draws from :math:`\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)`, and their weights.
 
         .. math:: w = p(x, z) / \big(\alpha\, p(z) + (1 - \alpha)\, q(z \mid x)\big) \le p(x \mid z) / \alpha
 
         Arguments:
-            num: How many draws.
-            from_prior: How many of them are from the prior, the first ones; at least one, and fewer than ``num``.
+            num: The number of draws.
+            from_prior: The number of those from the prior, which come first; at least one, and fewer than ``num``.
 
         References:
             | Safe and Effective Importance Sampling (Owen & Zhou, 2000)  https://doi.org/10.1080/01621459.2000.10473909
@@ -148,7 +149,7 @@ class Density:
         return u, terms.log_p - log_mixture(terms.log_prior, terms.log_q, from_prior / num)
 
     def values(self, u: Float[Tensor, "particles batch latent"]) -> dict[str, Tensor]:
-        """Site name -> ``[particles, batch, *event]``."""
+        """Return site name -> ``[particles, batch, *event]``."""
         parts = u.split([shape.numel() for shape in self._shapes.values()], -1)
         return {
             name: self._transforms[name](part.reshape(*u.shape[:2], *self._shapes[name]))
@@ -156,39 +157,39 @@ class Density:
         }
 
     def coordinates(self, z: dict[str, Tensor]) -> Float[Tensor, "particles batch latent"]:
-        """The inverse of :meth:`values`."""
+        """Return the coordinates of these :meth:`values`."""
         parts = [self._transforms[name].inv(z[name]) for name in self._shapes]
         return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], -1)
 
     def observed(self) -> dict[str, Tensor]:
-        """Site name -> the values ``[batch, *event]`` that the model observes."""
-        return observed_values(sample_sites(replay(self.model, self._drawn, (self.x,), {})))
+        """Return site name -> the values ``[batch, *event]`` that the model observes."""
+        return observed_values(self.pair.model_sites(self._drawn))
 
     def sites_at(self, u: Float[Tensor, "nodes latent"]) -> dict[str, Any]:
-        """The model's sites on as many copies of the first row of data, each with latent values of its own."""
+        """Return the model's sites on copies of the first row of data, one for each of these latent values."""
         z = {name: value[:, 0] for name, value in self.values(u[:, None]).items()}
-        x = self.x[:1].expand(len(u), *self.x.shape[1:])
-        return sample_sites(replay(self.model, self._as_rows(z), (x,), {}))
+        x = self.pair.x[:1].expand(len(u), *self.pair.x.shape[1:])
+        return sample_sites(replay(self.pair.model, self._as_rows(z), (x,), {}))
 
     def terms(self, u: Float[Tensor, "particles batch latent"], *, q: bool = True) -> Terms:
-        """All log-densities at u; without ``q``, ``log_q`` is zero and the guide does not run."""
+        """Return all log-densities at u; without ``q``, ``log_q`` is zero and the guide does not run."""
         z = self.values(u)
         jacobian = self.log_jacobian(u, z)
-        sites = self._scored(self.model, z, self._takes.model)
+        sites = self._log_probs(self.pair.model, z, self._vectorized.model)
         prior = total({name: term for name, term in sites.items() if name in z}) + jacobian
         likelihood = total({name: term for name, term in sites.items() if name not in z})
         log_q = self._log_q(z) + jacobian if q else torch.zeros_like(prior)
         return Terms(prior, likelihood.expand_as(prior), log_q)
 
     def log_q(self, u: Float[Tensor, "particles batch latent"]) -> Float[Tensor, "particles batch"]:
-        """The guide's log-density at u; the model does not run."""
+        """Return the guide's log-density at u; the model does not run."""
         z = self.values(u)
         return self._log_q(z) + self.log_jacobian(u, z)
 
     def log_jacobian(
         self, u: Float[Tensor, "particles batch latent"], z: dict[str, Tensor]
     ) -> Float[Tensor, "particles batch"]:
-        """Of the map from u to its :meth:`values` z, the logarithm of the Jacobian determinant."""
+        """Return the log-determinant of the Jacobian of the map from u to its :meth:`values` z."""
         parts = u.split([shape.numel() for shape in self._shapes.values()], -1)
         found = u.new_zeros(u.shape[:2])
         for (name, shape), part in zip(self._shapes.items(), parts, strict=True):
@@ -201,34 +202,25 @@ class Density:
             ((name, value),) = z.items()
             site = {**guide_sites(self._drawn)[name], "value": value if len(value) > 1 else value[0]}
             return site_log_prob(site, len(value))
-        return total(self._scored(self.guide, z, self._takes.guide))
+        return total(self._log_probs(self.pair.guide, z, self._vectorized.guide))
 
-    def _scored(self, program: Program, z: dict[str, Tensor], vectorized: bool) -> dict[str, Tensor]:
-        """Log-densities ``[particles, batch]`` of the program's sites, with its latent ones at ``z``."""
+    def _log_probs(self, program: Program, z: dict[str, Tensor], together: bool) -> dict[str, Tensor]:
+        """Return the log-densities ``[particles, batch]`` of the program's sites, with its latent ones at ``z``."""
         num, rows = next(iter(z.values())).shape[:2]
-        if num == 1 or vectorized:
-            values = z if num > 1 else {name: value[0] for name, value in z.items()}
-            with particle_plate(num):
-                sites = sample_sites(replay(program, with_values(self._drawn, values), (self.x,), {}))
-            return {name: site_log_prob(site, num) for name, site in sites.items()}
-        if self._apart:
+        if num > 1 and not together and self.pair.independent_rows:
             folded = self._as_rows({name: value.flatten(0, 1) for name, value in z.items()})
-            x = self.x.expand(num, *self.x.shape).flatten(0, 1)
+            x = self.pair.x.expand(num, *self.pair.x.shape).flatten(0, 1)
             sites = sample_sites(replay(program, folded, (x,), {}))
             return {name: site_log_prob(site, 1).reshape(num, rows) for name, site in sites.items()}
-        each = [self._scored(program, {name: value[k : k + 1] for name, value in z.items()}, False) for k in range(num)]
-        return {name: torch.cat([one[name] for one in each]) for name in each[0]}
+        each = [
+            {name: site_log_prob(site, num if together else 1) for name, site in sample_sites(one).items()}
+            for one in run_at(program, self._drawn, z, self.pair.args, self.pair.kwargs, together=together)
+        ]
+        return {name: torch.cat([one[name] for one in each]) for name in each[0]} if len(each) > 1 else each[0]
 
     def _as_rows(self, z: dict[str, Tensor]) -> poutine.Trace:
-        """Latent values ``[rows, *event]`` to replay a program at, without the plates' indices."""
-        return _as_trace({name: {**site, "value": z[name]} for name, site in latent_sites(self._drawn).items()})
-
-    def _coordinates_of(self, drawn: list[poutine.Trace], num: int) -> Float[Tensor, "particles batch latent"]:
-        latent: list[dict[str, Any]] = [latent_sites(one) for one in drawn]
-        z = {name: torch.stack([one[name]["value"] for one in latent]) for name in self._shapes}
-        if len(drawn) == 1 and num > 1:
-            z = {name: value[0] for name, value in z.items()}
-        return self.coordinates({name: value.expand(num, len(self.x), *value.shape[2:]) for name, value in z.items()})
+        """Return latent values ``[rows, *event]`` to replay a program at, without the plates' indices."""
+        return as_trace({name: {**site, "value": z[name]} for name, site in latent_sites(self._drawn).items()})
 
 
 def _require_unmasked(latent: dict[str, Any]) -> None:
@@ -239,15 +231,8 @@ def _require_unmasked(latent: dict[str, Any]) -> None:
         )
 
 
-def _as_trace(sites: dict[str, Any]) -> poutine.Trace:
-    found = poutine.Trace()
-    for name, site in sites.items():
-        found.add_node(name, **site)
-    return found
-
-
 def _transform(name: str, site: Any, prior: Any) -> Any:
-    """From unconstrained coordinates to where the model has the site, which is what p(x) is an integral over."""
+    """Return the map from unconstrained coordinates to the model's support, over which p(x) is an integral."""
     if site["infer"].get("is_auxiliary"):
         raise PairError(
             f"site {name!r} of the guide is auxiliary, expected the model's own latents: chains, grids and mixtures "
@@ -268,12 +253,12 @@ def _transform(name: str, site: Any, prior: Any) -> Any:
 
 
 def _components(support: Any) -> Any:
-    """The support itself, or, of a mixture's, which has no map of its own, that of its components."""
+    """Return the support; for a mixture, whose support has no map of its own, that of its components."""
     return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
 
 
 def _alike(one: Any, other: Any, value: Tensor) -> bool:
-    """Whether two maps from unconstrained coordinates are the same, as far as one value tells."""
+    """Return whether two maps from unconstrained coordinates agree at one value."""
     u = one.inv(value)
     found, expected = one(u), other(u)
     return found.shape == expected.shape and torch.allclose(found, expected, 1e-4, 1e-6, equal_nan=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["evaluating", "registering", "unregistered", "untouched"]
+__all__ = ["evaluating", "evaluation_mode", "registering", "unregistered", "unvalidated"]
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import StaleParamStoreError
@@ -23,11 +23,11 @@ from .modules import modules_behind
 
 
 @contextmanager
-def untouched(*programs: Any, seed: tuple[int | str, ...]) -> Iterator[None]:
-    """The body trains and registers nothing, and leaves the caller's generators as they were.
+def evaluation_mode(*programs: Any, seed: tuple[int | str, ...]) -> Iterator[None]:
+    """Train nothing and register nothing in the body, and leave the caller's generators as they were.
 
-    Gradients are off, but can be asked for in the body, also if the caller is in inference mode; networks are in
-    evaluation mode, and afterwards in the mode that they were in.
+    Draws in the body depend on ``seed`` alone. Gradients are off, but can be switched on in the body, also if the
+    caller is in inference mode; networks are in evaluation mode, and afterwards in the mode that they were in.
     """
     with (
         torch.inference_mode(False),
@@ -40,14 +40,14 @@ def untouched(*programs: Any, seed: tuple[int | str, ...]) -> Iterator[None]:
 
 
 class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like functions)
-    """Use the parameters of ``nn.Module`` s as they are, without Pyro's global parameter store.
+    """Use the parameters of ``nn.Module`` objects as they are, without Pyro's global parameter store.
 
-    Evaluation and training as a module need no store: nothing is written to it, and two modules that were given the
-    same name do not collide. A plain ``pyro.param("name", init)`` still lives in the store, its only home.
+    Evaluation and training as a module need no store: nothing is written to it, and two modules of the same name do not
+    collide. A plain ``pyro.param("name", init)`` still lives in the store, which is its only home.
 
     Arguments:
         agreeing: Raise :class:`~pyro_vae.errors.StaleParamStoreError` where the store holds other values under a
-            parameter's name: then stock Pyro would compute with those, and which are meant cannot be known.
+            parameter's name: stock Pyro would compute with those, and nobody can know which are meant.
     """
 
     def __init__(self, *, agreeing: bool = False) -> None:
@@ -87,16 +87,16 @@ class unregistered(Messenger):  # noqa: N801  (Pyro names its handlers like func
 
 
 def registering() -> bool:
-    """Whether parameters are to be registered with Pyro's store: outside :class:`unregistered`."""
+    """Return whether parameters are registered with Pyro's store, as they are outside of :class:`unregistered`."""
     return not any(isinstance(handler, unregistered) for handler in _PYRO_STACK)
 
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """The programs' modules in evaluation mode, and afterwards in the mode that they were in.
+    """Put the programs' modules into evaluation mode, and afterwards back into the mode that they were in.
 
-    Otherwise a batch normalisation would train on what it is evaluated on, and a datapoint's bound depend on the rest
-    of the batch. Modules that cannot be found behind the programs are met when they are called.
+    Otherwise a batch normalisation would train on the data that it is evaluated on, and a datapoint's bound would
+    depend on the rest of the batch. Modules that cannot be found behind the programs are switched when they are called.
     """
     here = threading.get_ident()
     switched: list[nn.Module] = []
@@ -116,3 +116,14 @@ def evaluating(*programs: Any) -> Iterator[None]:
         hook.remove()
         for part in switched:
             part.training = True
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Let distributions skip the check of their values: a trajectory that diverges is rejected, it need not raise."""
+    before: Any = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)

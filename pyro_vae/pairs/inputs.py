@@ -16,17 +16,17 @@ from .modules import modules_behind
 
 
 def suited(x: Tensor, *programs: Any) -> Tensor:
-    """``x`` where the programs' parameters are and, if it is floating, of their type; never an inference tensor."""
+    """Return ``x`` on the parameters' device and, if it is floating, with their type; never as an inference tensor."""
     like = next((parameter for part in modules_behind(*programs) for parameter in part.parameters()), None)
     with torch.inference_mode(False):
-        x = x.clone() if x.is_inference() else x  # what was made in inference mode can have no part in a gradient
+        x = x.clone() if x.is_inference() else x  # a tensor made in inference mode can have no part in a gradient
         if like is None:
             return x
         return x.to(device=like.device, dtype=like.dtype if x.is_floating_point() else None)
 
 
 def programs_of(pair: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The model and the guide of a tuple of both, or of an object that has them.
+    """Return the model and the guide of a tuple of both, or of an object that has them.
 
     Errors:
         PairError: for anything else.
@@ -38,11 +38,11 @@ def programs_of(pair: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 class TakesMissing(nn.Module):
-    """A pair of programs to which NaN in the data means: not observed."""
+    """The base class of pairs for which NaN in the data means that an entry is missing."""
 
 
 def data_for(x: Any, *programs: Any, name: str = "x") -> Tensor:
-    """The door for data: a finite batch for these programs, in which NaN is legal for those that know what it means.
+    """Return the data as a finite batch for these programs; NaN is legal if they are :class:`TakesMissing`.
 
     Errors:
         DataError: for empty data, and non-finite values, with the count and the first index.
@@ -51,5 +51,5 @@ def data_for(x: Any, *programs: Any, name: str = "x") -> Tensor:
 
 
 def takes_missing(*programs: Any) -> bool:
-    """Whether NaN is legal in the data of these programs."""
+    """Return whether NaN is legal in the data of these programs."""
     return any(isinstance(part, TakesMissing) for part in modules_behind(*programs))

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def modules_behind(*programs: Any) -> list[nn.Module]:
-    """The modules that Pyro functions use: themselves, their owners, what they wrap, close over or name."""
+    """Return the modules that Pyro functions use: themselves, their owners, and those they wrap, close over or name."""
     found: dict[nn.Module, None] = {}
     seen: set[int] = set()
     waiting = list(programs)
@@ -48,7 +48,7 @@ def modules_behind(*programs: Any) -> list[nn.Module]:
 
 
 def _named_in(function: Callable[..., Any]) -> Iterator[Any]:
-    """The values that a function closes over, has as defaults, or loads from its globals, in inner functions too.
+    """Yield the values that a function closes over, has as defaults, or loads from its globals, in inner functions too.
 
     ``inspect.getclosurevars`` would also take the attribute in ``nets.decoder`` for a global of that name.
     """
@@ -68,7 +68,7 @@ def _named_in(function: Callable[..., Any]) -> Iterator[Any]:
 
 
 def leaves(result: Tensor, *inputs: Any) -> Iterator[Tensor]:
-    """The tensors that ``result`` can be differentiated by, other than through the inputs."""
+    """Yield the tensors by which ``result`` can be differentiated, other than the inputs and what is behind them."""
     inputs = tuple(value for value in tree_leaves(inputs) if isinstance(value, Tensor))
     seen = {value.grad_fn for value in inputs}
     waiting: list[Any] = [result.grad_fn]

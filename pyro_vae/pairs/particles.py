@@ -1,11 +1,8 @@
-r"""The waist: any Pyro pair on one side, log-weights per datapoint on the other.
-
-Nothing above this file looks at a Pyro trace, and nothing below it knows what a bound is.
-"""
+r"""The waist: any Pyro pair on one side, log-weights per datapoint on the other."""
 
 from __future__ import annotations
 
-__all__ = ["Particles", "draw_particles", "particle_chunks"]
+__all__ = ["Particles", "draw_particles", "particle_blocks"]
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .handlers import unregistered
-from .memory import room
-from .sites import Vectorized, draw_sites, redraw, total, weigh
-from .traces import Program, guide_sites, require_densities, require_rows, trace
-from .vectorization import vectorizes
+from .pair import Pair
+from .running import Program, redraw
+from .sites import draw_sites, weigh
+from .traces import guide_sites, require_densities, require_rows, total
 
 _MAX_ROWS = 256
 
@@ -44,7 +41,7 @@ def draw_particles(
 
     Arguments:
         model, guide: Pyro functions with one data plate at dim -1 and all latent sites inside it.
-        x, args, kwargs: What both are called with.
+        x, args, kwargs: The arguments of both.
         num_particles: The number of particles K.
 
     Errors:
@@ -57,47 +54,36 @@ def draw_particles(
         >>> draw_particles(problem.model, problem.guide(), torch.zeros(4, 1), num_particles=3).log_w.shape
         torch.Size([3, 4])
     """
+    pair = x if isinstance(x, Pair) else Pair(model, guide, (x, *args), kwargs)
     with unregistered(agreeing=True):
-        together = vectorizes(model, guide, (x, *args), kwargs)
-        sites = draw_sites(model, guide, (x, *args), kwargs, num_particles=num_particles, vectorized=together)
+        sites = draw_sites(pair, num_particles=num_particles)
     return Particles(sites.log_w, sites.log_p, total(sites.log_q), sites.z)
 
 
-def particle_chunks(
-    model: Program, guide: Program, x: Tensor, *, num_particles: int, max_bytes: int
+def particle_blocks(
+    pair: Pair, *, num_particles: int, max_bytes: int
 ) -> Iterator[tuple[slice, Float[Tensor, "particles batch"]]]:
-    """Log-weights of ``num_particles`` draws per datapoint, in blocks ``(rows of x, log_w)`` that fit ``max_bytes``.
+    """Yield log-weights of ``num_particles`` draws per datapoint, in blocks ``(rows, log_w)`` that fit ``max_bytes``.
 
     A guide of one latent site runs once per datapoint: every block draws from the distribution that it declared. A
-    guide of several sites has to run again for each block, which therefore gets as many particles as will fit. A pair
-    that does not take its datapoints one by one, such as one with a parameter for each, gets all of them every time.
+    guide of several sites has to run again for each block, which therefore has as many particles as fit. Rows that
+    depend on each other, such as those of a guide with parameters for each, come all together.
 
     Errors:
         PairError: for a guide that draws from a point mass, whose weights would be of no use.
     """
-    fits, apart = room(model, guide, x, max_bytes)
-    rows = min(_MAX_ROWS, fits) if apart else len(x)
-    known: dict[int, Vectorized] = {}
-    start = 0
-    while start < len(x):
-        span = slice(start, min(start + rows, len(x)))
-        batch = x[span]
-        guide_trace = trace(guide, (batch,), {})
+    one_site = pair.footprint.num_sites == 1
+    together = 1 if one_site else num_particles
+    for span, rows, max_particles in pair.blocks(max_bytes, num_particles=together, max_rows=_MAX_ROWS):
+        guide_trace = rows.run_guide()
         latent = guide_sites(guide_trace)
-        require_rows(latent, len(batch))
+        require_rows(latent, len(rows))
         require_densities(latent)
-        if apart and len(latent) > 1 and rows > (fewer := max(1, fits // num_particles)):
-            rows = fewer  # all particles at once for fewer datapoints, so that the encoder is not run again and again
-            continue
-        if len(batch) not in known:
-            known[len(batch)] = vectorizes(model, guide, (batch,), {}, drawn=guide_trace)
-        vectorized = known[len(batch)]
-        most = max(1, fits // len(batch))
-        for done in range(0, num_particles, most):
-            block = min(most, num_particles - done)
-            if len(latent) == 1:
-                sites = weigh(model, [redraw(guide_trace, block)], (batch,), {}, block, vectorized)
+        vectorized = rows.vectorized(guide_trace)
+        for done in range(0, num_particles, max_particles):
+            size = min(max_particles, num_particles - done)
+            if one_site:
+                sites = weigh(rows, [redraw(guide_trace, size)], size, vectorized)
             else:
-                sites = draw_sites(model, guide, (batch,), {}, num_particles=block, vectorized=vectorized)
+                sites = draw_sites(rows, num_particles=size, vectorized=vectorized)
             yield span, sites.log_w
-        start = span.stop

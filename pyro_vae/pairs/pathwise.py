@@ -9,7 +9,7 @@ which is zero in expectation and noise in every sample.
 
 from __future__ import annotations
 
-__all__ = ["Detached", "Flow", "log_density"]
+__all__ = ["Detached", "GradientPath", "log_density"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import PairError
 from .traces import site_log_prob
 
-Flow = Literal["total", "path", "score"]
+GradientPath = Literal["total", "path", "score"]
 """``"total"``: path and score, by the reparameterisation trick; ``"path"``: the path alone; ``"score"``: no path."""
 
 
@@ -36,12 +36,12 @@ class Detached(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-def log_density(q: dict[str, Any], num_particles: int, flow: Flow) -> dict[str, Tensor]:
-    """Log-densities ``[particles, batch]`` of a guide's draws, by site, with the gradient that ``flow`` asks for.
+def log_density(q: dict[str, Any], num_particles: int, path: GradientPath) -> dict[str, Tensor]:
+    """Log-densities ``[particles, batch]`` of a guide's draws, by site, with the gradient of ``path``.
 
     With ``"path"`` the values are right site by site, the gradients in their sum over sites.
     """
-    if flow != "path" or not torch.is_grad_enabled() or not all(site["fn"].has_rsample for site in q.values()):
+    if path != "path" or not torch.is_grad_enabled() or not all(site["fn"].has_rsample for site in q.values()):
         return {name: _at(site, site["value"], num_particles) for name, site in q.items()}
     values = [site["value"] for site in q.values()]
     fixed = [value.detach().requires_grad_() for value in values]
@@ -52,8 +52,8 @@ def log_density(q: dict[str, Any], num_particles: int, flow: Flow) -> dict[str, 
         value, slope = values[place], slopes[place]
         if value.requires_grad:  # else no parameter is behind it
             slope = slope + _slope_through(values, densities, place)
-            path = (slope * (value - value.detach())).reshape(*densities[place].shape, -1).sum(-1)
-            found[name] = densities[place].detach() + path
+            through = (slope * (value - value.detach())).reshape(*densities[place].shape, -1).sum(-1)
+            found[name] = densities[place].detach() + through
         else:
             found[name] = densities[place].detach()
     return found

@@ -6,21 +6,21 @@ __all__ = ["Simulated", "simulate"]
 
 from typing import Any, NamedTuple
 
-import torch
 from pyro import poutine
 from torch import Tensor
 
 from ..errors import PairError
-from .handlers import untouched
+from .handlers import evaluation_mode
 from .inputs import data_for
-from .traces import Program, sample_sites, trace
+from .running import Program, trace
+from .traces import is_masked, observed_site, sample_sites
 
 
 class Simulated(NamedTuple):
     r"""Draws :math:`(x, z) \sim p(x, z)`, one for each row; each z is an exact draw from the posterior of its x."""
 
     x: Tensor
-    """``[batch, ...]``, in the shape of the data that were given."""
+    """``[batch, ...]``, in the shape of the given data."""
     z: dict[str, Tensor]
     """Site name -> ``[batch, *event]``."""
 
@@ -30,7 +30,7 @@ def simulate(model: Program, x: Any, *, seed: int = 0) -> Simulated:
 
     .. math:: z_b \sim p(z), \qquad x_b \sim p(x \mid z_b)
 
-    The model runs on ``x``, whose values are forgotten at its one observed site and drawn there instead. Networks run
+    The model runs on ``x``, but at its one observed site values are drawn instead. Networks run
     in evaluation mode; nothing is trained, and Pyro's store is not written to.
 
     Arguments:
@@ -51,29 +51,18 @@ def simulate(model: Program, x: Any, *, seed: int = 0) -> Simulated:
         (torch.Size([4, 2]), torch.Size([4, 1]))
     """
     x = data_for(x, model)
-    with untouched(model, seed=(seed, "simulate")):
-        name = _observed(sample_sites(trace(model, (x,), {})), x)
+    with evaluation_mode(model, seed=(seed, "simulate")):
+        name = _observed(model, x)
         sites = sample_sites(trace(poutine.uncondition(model), (x,), {}))
     drawn = sites.pop(name)["value"].reshape(x.shape)
     z = {name: site["value"] for name, site in sites.items()}
     return Simulated(drawn.to(x.dtype) if x.is_floating_point() else drawn, z)
 
 
-def _observed(sites: dict[str, Any], x: Tensor) -> str:
-    """The name of the one observed site, which must hold ``x``."""
-    observed = [name for name, site in sites.items() if site["is_observed"]]
-    if len(observed) != 1:
-        raise PairError(
-            f"found {len(observed)} observed sites and factors {observed}, expected one, whose value is x: draw the "
-            "data in a way of your own"
-        )
-    site = sites[observed[0]]
-    if site["mask"] is not None and site["mask"] is not True:
-        raise PairError(f"observed site {observed[0]!r} is masked, expected all of x to be modelled: drop the mask")
-    value = site["value"]
-    if value.numel() != x.numel() or not torch.equal(value.reshape(x.shape).to(x.dtype), x):
-        raise PairError(
-            f"observed site {observed[0]!r} holds something else than x (shapes {tuple(value.shape)} and "
-            f"{tuple(x.shape)}), expected its values: transform the data before the model is called"
-        )
-    return observed[0]
+def _observed(model: Program, x: Tensor) -> str:
+    """Return the name of the one observed site, which must hold all of ``x``."""
+    sites = sample_sites(trace(model, (x,), {}))
+    name = observed_site(sites, x)
+    if is_masked(sites[name]):
+        raise PairError(f"observed site {name!r} is masked, expected all of x to be modelled: drop the mask")
+    return name

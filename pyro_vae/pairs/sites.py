@@ -1,58 +1,43 @@
-"""One run of a pair, term by term: densities per site, particle and datapoint."""
+"""One run of a pair, term by term: the log-density of every site, particle and datapoint."""
 
 from __future__ import annotations
 
-__all__ = [
-    "Sites",
-    "Vectorized",
-    "draw",
-    "draw_sites",
-    "particle_of",
-    "particle_plate",
-    "redraw",
-    "total",
-    "weigh",
-    "weigh_chosen",
-    "with_values",
-]
+__all__ = ["Sites", "draw", "draw_sites", "weigh", "weigh_chosen"]
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float, Int
 from pyro import poutine
 from torch import Tensor
 
 from ..errors import require_count
-from .pathwise import Detached, Flow, log_density
+from .pair import Pair
+from .pathwise import Detached, GradientPath, log_density
+from .running import Vectorized, particle_plate, run_at, same_rows, trace
 from .traces import (
-    PARTICLES,
-    Program,
     common_scale,
     guide_sites,
-    latent_sites,
-    replay,
+    is_masked,
     require_same_sites,
-    same_rows,
     sample_sites,
     site_kl,
     site_log_prob,
-    trace,
+    total,
 )
 
 Terms = dict[str, Tensor]
 
 
 class Sites(NamedTuple):
-    r"""The same by site: every term is ``[particles, batch]``, in nats per datapoint, unscaled and masked.
+    r"""The terms of one run by site: each is ``[particles, batch]``, in nats per datapoint, unscaled and masked.
 
     ``z`` are the values at which the model was run, copies of the guide's draws: a gradient hook on one of them acts on
-    the model's part of a weight and not on the guide's. ``kl`` is ``[particles, batch, latent]`` and empty unless exact
-    terms were asked for; ``q`` holds the guide's distributions. ``scale`` is what :class:`pyro.poutine.scale` and
-    subsampled plates ask for; it belongs outside the bound.
+    the model's part of a weight and not on the guide's. ``kl`` is ``[particles, batch, latent]``, and empty unless
+    exact terms were asked for; ``q`` holds the guide's distributions. ``scale`` is that of ``poutine.scale`` and of
+    subsampled plates; it belongs outside the bound.
     """
 
     log_prior: Terms
@@ -77,7 +62,7 @@ class Sites(NamedTuple):
 
     @property
     def elbo(self) -> Float[Tensor, " batch"]:
-        """The plain ELBO of these draws, with exact KL terms if they were asked for."""
+        """The ELBO of these draws, with exact KL terms if there are any."""
         return (self.reconstruction - self.divergence if self.kl else self.log_w).mean(0)
 
     @property
@@ -87,124 +72,101 @@ class Sites(NamedTuple):
 
     @property
     def divergence(self) -> Float[Tensor, "particles batch"]:
-        r""":math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z))`, exact if that was asked for, else estimated draw by draw."""
+        r""":math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z))`, exact if ``kl`` has it, else estimated by each draw."""
         if self.kl:
             return total({name: kl.sum(-1) for name, kl in self.kl.items()})
         return total(self.log_q) - total(self.log_prior)
 
 
-class Vectorized(NamedTuple):
-    """Which of a pair's two functions take a leading particle dimension."""
-
-    model: bool
-    guide: bool
-
-
 def draw_sites(
-    model: Program,
-    guide: Program,
-    args: tuple,
-    kwargs: dict[str, Any],
+    pair: Pair,
     *,
     num_particles: int,
-    vectorized: Vectorized,
+    vectorized: Vectorized | None = None,
     analytic_kl: bool = False,
-    flow: Flow = "total",
+    path: GradientPath = "total",
 ) -> Sites:
-    """One run of the pair, term by term; see :func:`draw_particles`.
+    """Draw from the guide and weigh the draws, term by term; see :func:`draw_particles`.
 
-    ``vectorized`` is what :func:`vectorizes` said of the pair; ``analytic_kl`` fills ``kl`` with exact terms.
+    Arguments:
+        vectorized: Which of the two programs take particles together, if that is known.
+        analytic_kl: Fill ``kl`` with exact terms.
+        path: How the guide's parameters reach the weights.
     """
-    drawn = draw(guide, args, kwargs, num_particles, vectorized, flow)
-    return weigh(model, drawn, args, kwargs, num_particles, vectorized, analytic_kl=analytic_kl, flow=flow)
+    vectorized = pair.vectorized() if vectorized is None else vectorized
+    drawn = draw(pair, num_particles, vectorized, path)
+    return weigh(pair, drawn, num_particles, vectorized, analytic_kl=analytic_kl, path=path)
 
 
-def particle_plate(num_particles: int) -> AbstractContextManager[Any]:
-    """The plate over particles; one particle needs none, so any program can run as it was written."""
-    return pyro.plate(PARTICLES, num_particles, dim=-2) if num_particles > 1 else nullcontext()
-
-
-def draw(
-    guide: Program, args: tuple, kwargs: dict[str, Any], num_particles: int, vectorized: Vectorized, flow: Flow
-) -> list[poutine.Trace]:
+def draw(pair: Pair, num_particles: int, vectorized: Vectorized, path: GradientPath = "total") -> list[poutine.Trace]:
     """Run the guide: one trace of all particles or, if its networks cannot, one of each, on the same rows of data."""
     require_count("num_particles", num_particles)
-    with Detached() if flow == "score" else nullcontext():
+    with Detached() if path == "score" else nullcontext():
         if num_particles == 1 or vectorized.guide:
             with particle_plate(num_particles):
-                return [trace(guide, args, kwargs)]
-        first = trace(guide, args, kwargs)
-        again = same_rows(guide, first)
-        return [first, *(trace(again, args, kwargs) for _ in range(num_particles - 1))]
+                return [pair.run_guide()]
+        first = pair.run_guide()
+        again = same_rows(pair.guide, first)
+        return [first, *(trace(again, pair.args, pair.kwargs) for _ in range(num_particles - 1))]
 
 
 def weigh(
-    model: Program,
+    pair: Pair,
     drawn: list[poutine.Trace],
-    args: tuple,
-    kwargs: dict[str, Any],
     num_particles: int,
     vectorized: Vectorized,
     *,
     analytic_kl: bool = False,
-    flow: Flow = "total",
+    path: GradientPath = "total",
 ) -> Sites:
     """Run the model at the guide's draws: all particles at once or, if its networks cannot, one by one."""
     qs = [guide_sites(one) for one in drawn]
-    each = num_particles // len(drawn)
-    z = {name: _particles([q[name]["value"] for q in qs], num_particles) for name in qs[0]}
-    terms: list[tuple[Terms, Terms, Terms, Any]] = []
-    if num_particles == 1 or (vectorized.model and len(drawn) == 1):
-        values = z if num_particles > 1 else {name: value[0] for name, value in z.items()}
-        with particle_plate(num_particles):
-            model_trace = replay(model, with_values(drawn[0], values), args, kwargs)
-        terms.append(_model_terms(qs[0], model_trace, num_particles, analytic_kl))
-    else:
-        for k in range(num_particles):
-            run, place = (k, 0) if len(drawn) > 1 else (0, k)
-            one = with_values(drawn[run], {name: value[k] for name, value in z.items()})
-            terms.append(_model_terms(qs[run], replay(model, one, args, kwargs), 1, analytic_kl, particle=place))
+    z = _particles(qs, num_particles)
+    together = vectorized.model and len(drawn) == 1
+    terms = [
+        # Runs of the model go with runs of the guide, or with particles of the one run.
+        _model_terms(qs[k], one, 1, analytic_kl)
+        if len(qs) > 1
+        else _model_terms(qs[0], one, num_particles if together else 1, analytic_kl, particle=k)
+        for k, one in enumerate(run_at(pair.model, drawn[0], z, pair.args, pair.kwargs, together=together))
+    ]
     prior, likelihood, kl, scale = zip(*terms, strict=True)
     return Sites(
         log_prior=_cat(prior),
         log_likelihood=_cat(likelihood),
-        log_q=_cat([log_density(q, each, flow) for q in qs]),
+        log_q=_cat([log_density(q, num_particles // len(drawn), path) for q in qs]),
         z=z,
         kl=_cat(kl),
         q={name: site["fn"] for name, site in qs[0].items()},
         scale=scale[0],
         reparameterized=_reparameterized(qs[0]),
-        masked=_masked(qs[0]),
+        masked=any(map(is_masked, qs[0].values())),
     )
 
 
 def weigh_chosen(
-    model: Program,
-    drawn: list[poutine.Trace],
-    args: tuple,
-    kwargs: dict[str, Any],
-    num_particles: int,
-    vectorized: Vectorized,
-    flow: Flow,
+    pair: Pair, drawn: list[poutine.Trace], num_particles: int, vectorized: Vectorized, path: GradientPath
 ) -> tuple[Float[Tensor, "particles batch"], Int[Tensor, " batch"], Sites]:
     """Weigh all draws without a gradient, choose one per datapoint in proportion to its weight, and weigh that one.
 
-    The log-weights of all, which ones were chosen, and the chosen ones with their gradient.
+    Returns:
+        The log-weights of all draws, the indices of the chosen ones, and the chosen ones with their gradient.
     """
     with torch.no_grad():
-        log_w = weigh(model, drawn, args, kwargs, num_particles, vectorized).log_w
+        log_w = weigh(pair, drawn, num_particles, vectorized).log_w
     index = (log_w - torch.empty_like(log_w).exponential_().log()).argmax(0)  # the largest, with Gumbel noise on it
     qs = [guide_sites(one) for one in drawn]
-    z = {name: _chosen(_particles([q[name]["value"] for q in qs], num_particles), index) for name in qs[0]}
-    log_q = _cat([log_density(q, num_particles // len(drawn), flow) for q in qs])
-    model_trace = replay(model, with_values(drawn[0], {name: value[0] for name, value in z.items()}), args, kwargs)
+    z = {name: _chosen(value, index) for name, value in _particles(qs, num_particles).items()}
+    log_q = _cat([log_density(q, num_particles // len(drawn), path) for q in qs])
+    (model_trace,) = run_at(pair.model, drawn[0], z, pair.args, pair.kwargs, together=False)
     prior, likelihood, _, scale = _model_terms(qs[0], model_trace, 1, False)
     chosen = {name: _chosen(terms, index) for name, terms in log_q.items()}
-    return log_w, index, Sites(prior, likelihood, chosen, z, {}, {}, scale, _reparameterized(qs[0]), _masked(qs[0]))
+    masked = any(map(is_masked, qs[0].values()))
+    return log_w, index, Sites(prior, likelihood, chosen, z, {}, {}, scale, _reparameterized(qs[0]), masked)
 
 
 def _chosen(values: Tensor, index: Tensor) -> Tensor:
-    """One particle of each datapoint, ``[1, batch, ...]``."""
+    """Return one particle of each datapoint, ``[1, batch, ...]``."""
     return values[index, torch.arange(len(index), device=values.device)][None]
 
 
@@ -212,21 +174,21 @@ def _reparameterized(q: dict[str, Any]) -> bool:
     return all(site["fn"].has_rsample for site in q.values())
 
 
-def _masked(q: dict[str, Any]) -> bool:
-    return any(site["mask"] is not None and site["mask"] is not True for site in q.values())
-
-
-def _particles(values: list[Tensor], num_particles: int) -> Tensor:
-    """Copies of a site's values, ``[particles, batch, *event]``."""
-    if len(values) > 1:
-        return torch.stack(values)
-    return values[0].view_as(values[0]) if num_particles > 1 else values[0][None]
+def _particles(qs: list[dict[str, Any]], num_particles: int) -> dict[str, Tensor]:
+    """Return copies of the guide's draws: site name -> ``[particles, batch, *event]``."""
+    if len(qs) > 1:
+        return {name: torch.stack([q[name]["value"] for q in qs]) for name in qs[0]}
+    values = {name: site["value"] for name, site in qs[0].items()}
+    return {name: value.view_as(value) if num_particles > 1 else value[None] for name, value in values.items()}
 
 
 def _model_terms(
     q: dict[str, Any], trace: poutine.Trace, num_particles: int, analytic_kl: bool, particle: int = 0
 ) -> tuple[Terms, Terms, Terms, Any]:
-    """Log-prior, log-likelihood, KL and scale of a model trace that holds all particles, or the one given."""
+    """Return log-prior, log-likelihood, KL and scale of a model's trace of ``num_particles`` particles.
+
+    ``particle`` is the index of the first one in the guide's distributions, which may hold more.
+    """
     sites = sample_sites(trace)
     latent = {name: site for name, site in sites.items() if not site["is_observed"]}
     require_same_sites(q, latent, analytic_kl)
@@ -242,28 +204,5 @@ def _model_terms(
 
 
 def _cat(parts: Sequence[Terms]) -> Terms:
-    """Particles of several runs behind one another."""
+    """Return the particles of several runs behind one another."""
     return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:
-    """A copy of the trace with other values at its latent sites."""
-    changed: Any = trace.copy()
-    for name, value in values.items():
-        changed.nodes[name] = {**changed.nodes[name], "value": value}
-    return changed
-
-
-def particle_of(trace: poutine.Trace, k: int) -> poutine.Trace:
-    return with_values(trace, {name: site["value"][k] for name, site in latent_sites(trace).items()})
-
-
-def redraw(trace: poutine.Trace, num_particles: int) -> poutine.Trace:
-    shape = torch.Size([num_particles] if num_particles > 1 else [])
-    return with_values(trace, {name: site["fn"](shape) for name, site in latent_sites(trace).items()})
-
-
-def total(terms: Terms) -> Tensor:
-    """The sum over sites; a plain zero if there are none."""
-    first, *rest = terms.values() or (torch.zeros(()),)
-    return sum(rest, first)

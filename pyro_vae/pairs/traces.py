@@ -1,4 +1,4 @@
-"""Reading Pyro traces: which sites count, and their log-densities per datapoint."""
+"""Reading a Pyro trace: the sites that count, and their log-densities per datapoint."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ __all__ = [
     "PARTICLES",
     "common_scale",
     "guide_sites",
+    "is_masked",
     "is_point_mass",
     "latent_sites",
-    "replay",
+    "observed_site",
+    "observed_values",
     "require_densities",
     "require_one_size",
     "require_rows",
     "require_same_sites",
-    "rows",
-    "same_rows",
     "sample_sites",
     "site_kl",
     "site_log_prob",
-    "trace",
+    "total",
 ]
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -36,56 +35,14 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from ..errors import PairError, ShapeError
 
-Program = Callable[..., Any]
-Sites = dict[str, Any]
-
+Site = Any
+"""A node of a trace: a dictionary with ``fn``, ``value``, ``mask``, ``scale``, ``infer`` and so on."""
 PARTICLES = "num_particles_vectorized"  # Pyro's own name for the plate over particles
 
 
-def trace(program: Program, args: tuple, kwargs: dict) -> poutine.Trace:
-    """Run a program and note its sites."""
-    try:
-        with poutine.trace() as tracer:  # as a context: called, it would rewrite the messages of errors
-            program(*args, **kwargs)
-    except ValueError as error:
-        if "Shape mismatch inside plate" not in str(error):
-            raise
-        raise PairError(
-            f"{str(error).splitlines()[0]}: a site needs one distribution per datapoint: declare its event dimensions "
-            "with .to_event()"
-        ) from error
-    return tracer.trace
-
-
-def replay(model: Program, guide_trace: poutine.Trace, args: tuple, kwargs: dict) -> poutine.Trace:
-    """Run a model at the values that a guide drew, on the rows that it subsampled."""
-    return trace(poutine.replay(model, trace=guide_trace), args, kwargs)
-
-
-def _data_frames(site: Any) -> list[Any]:
-    return [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
-
-
-def rows(trace: poutine.Trace, size: int) -> Tensor:
-    """Which of ``size`` datapoints a program ran on."""
-    nodes: dict[str, Any] = dict(trace.nodes)
-    plates = (site["value"] for name, site in nodes.items() if site_is_subsample(site) and name != PARTICLES)
-    return next(plates, torch.arange(size))
-
-
-def same_rows(program: Program, other: poutine.Trace) -> Program:
-    """The program, made to subsample the rows that another run of it subsampled."""
-    rows = poutine.Trace()
-    nodes: dict[str, Any] = dict(other.nodes)
-    for name, site in nodes.items():
-        if site_is_subsample(site):
-            rows.add_node(name, **site)
-    return poutine.replay(program, trace=rows)
-
-
-def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """The stochastic sites, without ``deterministic`` ones, each in the data plate and in no other."""
-    found = {}
+def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """Return the stochastic sites, without ``deterministic`` ones; each must be in the data plate and in no other."""
+    sites = {}
     nodes: dict[str, Any] = dict(trace.nodes)
     for name, site in nodes.items():
         if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
@@ -97,27 +54,19 @@ def sample_sites(trace: poutine.Trace) -> dict[str, Any]:
                 f"site {name!r} is in {where}, expected exactly one data plate at dim -1: put it into "
                 "`with pyro.plate('data', len(x)):` and declare further dimensions with .to_event()"
             )
-        found[name] = site
-    return found
+        sites[name] = site
+    return sites
 
 
-def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
+def latent_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """Return the stochastic sites that are not observed."""
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
-def observed_values(sites: dict[str, Any]) -> dict[str, Tensor]:
-    """Site name -> the values ``[batch, *event]`` that a model observes, which may be others than its data."""
-    return {
-        name: site["value"].expand(torch.broadcast_shapes(site["value"].shape, site["fn"].shape()))
-        for name, site in sites.items()
-        if site["is_observed"]
-    }
+def guide_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """Return the guide's latent sites, at least one; observed sites and factors, which also have a density, are errors.
 
-
-def guide_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """The guide's latent sites, at least one; whatever else would have a density in q(z | x) is an error.
-
-    They include the auxiliary ones of Pyro's automatic guides, which have a density but no site in the model.
+    The auxiliary sites of Pyro's automatic guides, which have a density but no site in the model, are among them.
     """
     latent = latent_sites(trace)
     if other := sorted(sample_sites(trace).keys() - latent.keys()):
@@ -129,8 +78,37 @@ def guide_sites(trace: poutine.Trace) -> dict[str, Any]:
     return latent
 
 
-def site_log_prob(site: Any, num_particles: int) -> Float[Tensor, "particles batch"]:
-    """The site's log-density, masked but not scaled."""
+def observed_values(sites: dict[str, Site]) -> dict[str, Tensor]:
+    """Return site name -> the values ``[batch, *event]`` that a model observes, which may differ from its data."""
+    return {
+        name: site["value"].expand(torch.broadcast_shapes(site["value"].shape, site["fn"].shape()))
+        for name, site in sites.items()
+        if site["is_observed"]
+    }
+
+
+def observed_site(sites: dict[str, Site], x: Tensor) -> str:
+    """Return the name of the one observed site, whose values must be those of ``x``, where these are not NaN.
+
+    Errors:
+        PairError: for several observed sites or factors, and for a site that observes other values.
+    """
+    observed = [name for name, site in sites.items() if site["is_observed"]]
+    if len(observed) != 1:
+        raise PairError(
+            f"found {len(observed)} observed sites and factors {observed}, expected one, whose values are x"
+        )
+    value, known = sites[observed[0]]["value"], ~x.isnan()
+    if value.numel() != x.numel() or not torch.equal(value.reshape(x.shape).to(x.dtype)[known], x[known]):
+        raise PairError(
+            f"observed site {observed[0]!r} holds something else than x (shapes {tuple(value.shape)} and "
+            f"{tuple(x.shape)}), expected its values: give the pair data that it observes as they are"
+        )
+    return observed[0]
+
+
+def site_log_prob(site: Site, num_particles: int) -> Float[Tensor, "particles batch"]:
+    """Return the site's log-density, masked but not scaled."""
     extra = site["value"].ndim - site["fn"].event_dim - 1
     if site["is_observed"] and not isinstance(site["fn"], dist.Unit) and extra > 0:
         raise PairError(
@@ -148,10 +126,13 @@ def site_log_prob(site: Any, num_particles: int) -> Float[Tensor, "particles bat
     return log_prob.expand(num_particles, batch)
 
 
-def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch latent"]:
-    """Exact KL(q || p) of one site, given the values of the sites before it.
+def site_kl(q: Site, p: Site) -> Float[Tensor, "particles batch latent"]:
+    """Return the exact KL(q || p) of one site, given the values of the sites before it; zero where it is masked.
 
-    One number per latent dimension where both distributions are products over dimensions, else one for the site.
+    There is one number per latent dimension where both distributions are products over dimensions, else one in all.
+
+    Errors:
+        PairError: where there is no closed form.
     """
     try:
         shape = torch.broadcast_shapes(q["fn"].batch_shape, p["fn"].batch_shape)
@@ -169,15 +150,25 @@ def site_kl(q: Any, p: Any) -> Float[Tensor, "particles batch latent"]:
     return scale_and_mask(kl, 1.0, mask).expand(torch.broadcast_shapes(kl.shape, (1, 1, 1)))
 
 
-def _as_multivariate(fn: Any, like: Any) -> Any:
-    """A vector of independent normals as one multivariate normal, if it is to be compared with one."""
-    independent = isinstance(fn, Independent) and isinstance(fn.base_dist, Normal) and len(fn.event_shape) == 1
-    if not (independent and isinstance(like, MultivariateNormal)):
-        return fn
-    return MultivariateNormal(fn.mean, scale_tril=torch.diag_embed(fn.stddev), validate_args=False)
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """Return the sum over sites, zero if there are none."""
+    first, *rest = terms.values() or (torch.zeros(()),)
+    return sum(rest, first)
 
 
-def require_rows(latent: dict[str, Any], num: int) -> None:
+def is_point_mass(fn: Any) -> bool:
+    """Return whether a distribution is a ``Delta``, or one with independent or transformed dimensions."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def is_masked(site: Site) -> bool:
+    """Return whether some of the site's log-densities may be left out."""
+    return site["mask"] is not None and site["mask"] is not True
+
+
+def require_rows(latent: dict[str, Site], num: int) -> None:
     """Raise :class:`~pyro_vae.errors.ShapeError` unless the guide drew a value for each of ``num`` datapoints."""
     if (drawn := next(iter(latent.values()))["value"].shape[0]) != num:
         raise ShapeError(
@@ -186,7 +177,7 @@ def require_rows(latent: dict[str, Any], num: int) -> None:
         )
 
 
-def require_densities(latent: dict[str, Any]) -> None:
+def require_densities(latent: dict[str, Site]) -> None:
     """Raise :class:`~pyro_vae.errors.PairError` for point masses that no auxiliary sites stand behind."""
     masses = {name: site["value"].numel() for name, site in latent.items() if is_point_mass(site["fn"])}
     auxiliary = sum(site["value"].numel() for site in latent.values() if site["infer"].get("is_auxiliary"))
@@ -197,14 +188,8 @@ def require_densities(latent: dict[str, Any]) -> None:
         )
 
 
-def is_point_mass(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
-
-
-def require_one_size(sites: list[Any]) -> int:
-    """The size of all data plates, or :class:`~pyro_vae.errors.PairError` if they differ."""
+def require_one_size(sites: list[Site]) -> int:
+    """Return the size of all data plates, or raise :class:`~pyro_vae.errors.PairError` if they differ."""
     (_, size), *others = ((frame.name, frame.size) for site in sites for frame in _data_frames(site))
     for name, other in others:
         if other != size:
@@ -215,8 +200,8 @@ def require_one_size(sites: list[Any]) -> int:
     return size
 
 
-def common_scale(sites: list[Any]) -> Any:
-    """The one scale that all sites of a pair carry, a number or one per datapoint of their one data plate."""
+def common_scale(sites: list[Site]) -> Any:
+    """Return the one scale that all sites of a pair carry: a number, or one for each datapoint of the data plate."""
     first, size = sites[0]["scale"], require_one_size(sites)
     if isinstance(first, Tensor) and first.numel() > 1 and first.shape != (size,):
         raise PairError(
@@ -232,15 +217,11 @@ def common_scale(sites: list[Any]) -> Any:
     return first
 
 
-def _equal(scale: Any, other: Any) -> bool:
-    if not isinstance(scale, Tensor) and not isinstance(other, Tensor):
-        return math.isclose(scale, other)
-    scale, other = (torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in (scale, other))
-    alike = scale.shape == other.shape or 1 in (scale.numel(), other.numel())
-    return alike and torch.allclose(scale, other, 1e-6, 0.0)
+def require_same_sites(q: dict[str, Site], latent: dict[str, Site], analytic_kl: bool = False) -> None:
+    """Raise :class:`~pyro_vae.errors.PairError` unless guide and model have the same latent sites.
 
-
-def require_same_sites(q: dict[str, Any], latent: dict[str, Any], analytic_kl: bool) -> None:
+    Auxiliary sites of the guide need no prior. For a closed-form KL divergence the order has to be the same, too.
+    """
     if missing := sorted(latent.keys() - q.keys()):
         raise PairError(
             f"latent sites {missing} are in the model but not in the guide: sample them in the guide, or sum discrete "
@@ -258,3 +239,23 @@ def require_same_sites(q: dict[str, Any], latent: dict[str, Any], analytic_kl: b
             f"a closed-form KL term needs the model to sample its latent sites in the guide's order {list(q)}, found "
             f"{list(latent)}: sample it (analytic_kl=False)"
         )
+
+
+def _data_frames(site: Site) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES]
+
+
+def _as_multivariate(fn: Any, like: Any) -> Any:
+    """Return a vector of independent normals as one multivariate normal, if ``like`` is one."""
+    independent = isinstance(fn, Independent) and isinstance(fn.base_dist, Normal) and len(fn.event_shape) == 1
+    if not (independent and isinstance(like, MultivariateNormal)):
+        return fn
+    return MultivariateNormal(fn.mean, scale_tril=torch.diag_embed(fn.stddev), validate_args=False)
+
+
+def _equal(scale: Any, other: Any) -> bool:
+    if not isinstance(scale, Tensor) and not isinstance(other, Tensor):
+        return math.isclose(scale, other)
+    scale, other = (torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in (scale, other))
+    same_size = scale.shape == other.shape or 1 in (scale.numel(), other.numel())
+    return same_size and torch.allclose(scale, other, 1e-6, 0.0)

@@ -1,8 +1,8 @@
-"""What a pair can do with particles and datapoints, found out by running it: its networks cannot be asked."""
+"""Whether a pair takes particles together, and rows alone: both are found out by running it."""
 
 from __future__ import annotations
 
-__all__ = ["Verdicts", "rows_apart", "vectorizes"]
+__all__ = ["VectorizationCache", "rows_are_independent", "takes_particles"]
 
 from functools import partial
 from types import FunctionType, MethodType
@@ -19,29 +19,31 @@ from torch.utils._pytree import tree_leaves
 from ..errors import PairError
 from ..ops.seeds import forked
 from .handlers import evaluating
-from .sites import Vectorized, particle_of, particle_plate, redraw
-from .traces import (
+from .running import (
     Program,
-    guide_sites,
-    latent_sites,
+    Vectorized,
+    as_trace,
+    particle_of,
+    particle_plate,
+    redraw,
     replay,
-    require_rows,
+    run_at,
     same_rows,
-    sample_sites,
-    site_log_prob,
     trace,
 )
+from .traces import guide_sites, latent_sites, require_rows, sample_sites, site_log_prob
 
 
-def vectorizes(
+def takes_particles(
     model: Program, guide: Program, args: tuple, kwargs: dict[str, Any], *, drawn: poutine.Trace | None = None
 ) -> Vectorized:
-    """Find out by running both functions with two particles, and with each of them alone: same densities or not.
+    """Return which of two programs take a leading particle dimension.
 
-    Catching errors alone would not do: a softmax over dimension 1 or a batch normalisation takes a tensor of three
-    dimensions without a word and computes something else. Networks are asked in evaluation mode; no gradient, no
-    generator and no parameter is touched. A guide that was ``drawn`` from already need not run again, and an owner of
-    both functions that says ``takes_particles``, as a VAE does of itself, is not asked at all.
+    Both are run with two particles together and with each of them alone, and the densities are compared. To catch
+    errors would not be enough: a softmax over dimension 1 or a batch normalisation takes a tensor of three dimensions
+    without an error, and computes something else. The networks run in evaluation mode; no gradient, no generator and no
+    parameter is touched. A trace ``drawn`` from the guide saves a run of it. If both programs are methods of an object
+    with a true attribute ``takes_particles``, such as a VAE, nothing is run.
     """
     if all(getattr(getattr(unwrap(part), "__self__", None), "takes_particles", False) for part in (model, guide)):
         return Vectorized(model=True, guide=True)
@@ -60,52 +62,52 @@ def vectorizes(
         return Vectorized(*(_same_densities(program, two, args, kwargs) for program in (model, guide)))
 
 
-class Verdicts:
-    """What :func:`vectorizes` said of pairs, by what they were called with.
+class VectorizationCache:
+    """The answers of :func:`takes_particles` for pairs in training, by the shapes of their arguments.
 
-    A yes is asked for again at the 2nd, 4th, 8th, ... call, because it holds for the weights that were seen: a layer
-    that starts at zero or a fresh batch normalisation hides what a network does with particles. A no is final.
+    A yes is checked again at the 2nd, 4th, 8th, ... call, because it holds for the weights at that time: a layer that
+    starts at zero, or a fresh batch normalisation, hides how a network treats particles. A no is final.
     """
 
     _MOST_PAIRS, _MOST_CALLS = 4, 512
 
     def __init__(self) -> None:
         # With the programs themselves, so that no other one can come to live at their address.
-        self._found: dict[Key, tuple[tuple[Program, Program], dict[Key, tuple[Vectorized, int]]]] = {}
+        self._answers: dict[Key, tuple[tuple[Program, Program], dict[Key, tuple[Vectorized, int]]]] = {}
 
-    def __reduce__(self) -> tuple[type[Verdicts], tuple]:
-        return Verdicts, ()  # a copy has not asked anybody yet
+    def __reduce__(self) -> tuple[type[VectorizationCache], tuple]:
+        return VectorizationCache, ()  # a copy starts empty
 
     def of(self, model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Vectorized:
-        """The verdict of one pair called with these arguments."""
+        """Return the answer for one pair called with these arguments."""
         pair = (unwrap(model), unwrap(guide))
         key = (*_identity(pair[0]), *_identity(pair[1]))
-        known = self._found.pop(key, (pair, {}))
-        self._found[key] = known
-        if len(self._found) > self._MOST_PAIRS:
-            del self._found[next(iter(self._found))]  # the one that was not asked about for the longest
-        verdict, calls = known[1].get(given := _described(args, kwargs), (Vectorized(model=True, guide=True), 0))
+        known = self._answers.pop(key, (pair, {}))
+        self._answers[key] = known
+        if len(self._answers) > self._MOST_PAIRS:
+            del self._answers[next(iter(self._answers))]  # the one that was used least recently
+        answer, calls = known[1].get(given := _described(args, kwargs), (Vectorized(model=True, guide=True), 0))
         calls += 1
-        if calls & (calls - 1) == 0 and (verdict.model or verdict.guide):
-            verdict = vectorizes(model, guide, args, kwargs)
-        known[1][given] = (verdict, calls)
+        if calls & (calls - 1) == 0 and (answer.model or answer.guide):
+            answer = takes_particles(model, guide, args, kwargs)
+        known[1][given] = (answer, calls)
         if len(known[1]) > self._MOST_CALLS:
             del known[1][next(iter(known[1]))]
-        return verdict
+        return answer
 
 
 Key = tuple[Any, ...]
 
 
 def _identity(program: Program) -> Key:
-    """What tells a program from another; bound methods and partial functions are made anew whenever they are named."""
+    """Return a key that tells one program from another; bound methods are made anew whenever they are named."""
     if isinstance(program, partial):
         return (*_identity(program.func), *_described(program.args, program.keywords))
     return id(getattr(program, "__func__", program)), id(getattr(program, "__self__", None))
 
 
 def _described(args: tuple, kwargs: dict[str, Any]) -> Key:
-    """The arguments as far as they may decide what is computed, and not only with which numbers."""
+    """Return a key of the arguments: shapes of tensors, and the values of whatever else may decide what is computed."""
     parts = (part.shape if isinstance(part, Tensor) else part for part in tree_leaves((args, kwargs)))
     # With its type, since True == 1; functions and networks are kept alive by being a key.
     return tuple((type(part), part if isinstance(part, _DECIDING) else None) for part in parts)
@@ -114,31 +116,31 @@ def _described(args: tuple, kwargs: dict[str, Any]) -> Key:
 _DECIDING = (torch.Size, bool, int, str, nn.Module, FunctionType, MethodType)
 
 
-def rows_apart(model: Program, guide: Program, x: Tensor) -> bool:
-    """Whether a datapoint's densities are the same when it is given alone or elsewhere, so that ``x`` may be cut.
+def rows_are_independent(model: Program, guide: Program, x: Tensor) -> bool:
+    """Return whether a datapoint has the same densities when it is given alone or at another index.
 
-    They are not in a pair that looks things up by the plate's indices, that mixes datapoints, or that holds a parameter
-    for each of them. A few datapoints are tried: together, one of them alone, and all of them under the indices of the
+    It has not in a pair that looks things up by the plate's indices, that mixes datapoints, or that holds parameters
+    for each of them. A few datapoints are tried: together, one of them alone, and all of them at the indices of the
     middle and of the end.
     """
-    if isinstance(unwrap(guide), AutoGuide):  # has a parameter for each, and makes them for those that it sees first
+    if isinstance(unwrap(guide), AutoGuide):  # holds parameters for each of the rows that it sees first
         return False
-    few = x[:_FEW]
+    few = x[:_FEW] if len(x) > 1 else x.expand(2, *x.shape[1:])  # one row alone shows nothing
     try:
         with torch.no_grad(), evaluating(model, guide), forked():
             drawn = trace(guide, (few,), {})
             require_rows(guide_sites(drawn), len(few))
-            places = {(len(x) - len(few)) // 2, len(x) - len(few)}
-            return all(_same_alone_and_elsewhere(program, drawn, few, places) for program in (guide, model))
-    except Exception:  # whatever is wrong with the pair, or with x, is said when it runs on all of x
+            starts = {(len(x) - len(few)) // 2, len(x) - len(few)} if len(x) > 1 else {0}
+            return all(_same_alone_and_elsewhere(program, drawn, few, starts) for program in (guide, model))
+    except Exception:  # an error of the pair, or of x, is raised when it runs on all of x
         return False
 
 
 _FEW = 64
 
 
-def _same_alone_and_elsewhere(program: Program, drawn: poutine.Trace, x: Tensor, places: set[int]) -> bool:
-    """Whether the program gives datapoints the densities they have together also alone, and under other indices."""
+def _same_alone_and_elsewhere(program: Program, drawn: poutine.Trace, x: Tensor, starts: set[int]) -> bool:
+    """Return whether datapoints have the same densities together, alone, and at other indices."""
     together = replay(program, drawn, (x,), {})
     expected = {name: site_log_prob(site, 1) for name, site in sample_sites(together).items()}
     for row in {len(x) // 2, len(x) - 1}:
@@ -146,38 +148,37 @@ def _same_alone_and_elsewhere(program: Program, drawn: poutine.Trace, x: Tensor,
         for name, site in sample_sites(alone).items():
             if not _close(site_log_prob(site, 1), expected[name][:, row : row + 1]):
                 return False
-    for place in places - {0}:
-        for name, site in sample_sites(replay(program, _moved(together, place), (x,), {})).items():
+    for start in starts - {0}:
+        for name, site in sample_sites(replay(program, _moved(together, start), (x,), {})).items():
             if not _close(site_log_prob(site, 1), expected[name]):
                 return False
     return True
 
 
 def _one(found: poutine.Trace, row: int) -> poutine.Trace:
-    """The latent values of one row, without the plates' indices."""
-    one = poutine.Trace()
-    for name, site in latent_sites(found).items():
-        one.add_node(name, **{**site, "value": site["value"][row : row + 1]})
-    return one
+    """Return the latent values of one row, without the plates' indices."""
+    sites = latent_sites(found).items()
+    return as_trace({name: {**site, "value": site["value"][row : row + 1]} for name, site in sites})
 
 
-def _moved(found: poutine.Trace, place: int) -> poutine.Trace:
-    """A copy of the trace in which the plates' indices start at ``place``."""
+def _moved(found: poutine.Trace, start: int) -> poutine.Trace:
+    """Return a copy of the trace in which the plates' indices start at ``start``."""
     moved: Any = found.copy()
     nodes: dict[str, Any] = dict(found.nodes)
     for name, site in nodes.items():
         if site_is_subsample(site):
-            moved.nodes[name] = {**site, "value": site["value"] + place}
+            moved.nodes[name] = {**site, "value": site["value"] + start}
     return moved
 
 
 def _same_densities(program: Program, two: poutine.Trace, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether the program gives both of two particles the densities that it gives each alone."""
+    """Return whether the program gives two particles the same densities together and alone."""
+    z = {name: site["value"] for name, site in latent_sites(two).items()}
     try:
-        with particle_plate(2):
-            both = sample_sites(replay(program, two, args, kwargs))
+        (both,) = run_at(program, two, z, args, kwargs, together=True)
+        together = sample_sites(both)
         return all(
-            _close(site_log_prob(both[name], 2)[k], site_log_prob(site, 1)[0])
+            _close(site_log_prob(together[name], 2)[k], site_log_prob(site, 1)[0])
             for k in range(2)
             for name, site in sample_sites(replay(program, particle_of(two, k), args, kwargs)).items()
         )
@@ -186,10 +187,10 @@ def _same_densities(program: Program, two: poutine.Trace, args: tuple, kwargs: d
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    """Equal but for rounding: networks add up in another order for another batch size."""
+    """Return whether these are equal but for rounding: networks sum in another order for another batch size."""
     return found.shape == expected.shape and torch.allclose(found, expected, 1e-4, 1e-3, equal_nan=True)
 
 
-# What a network that cannot take other leading dimensions raises (KeyError: a flow that knows no inverse). A program
-# that is at fault in another way raises again when it is run as it was written, where nothing is caught.
+# The errors of a network that cannot take other leading dimensions (KeyError: a flow that knows no inverse). A program
+# with another fault raises again when it is run as it was written, where nothing is caught.
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, KeyError, PairError)

@@ -1,33 +1,30 @@
-r"""How chains go through the data: block by block, so that they and their gradients fit into memory."""
+"""How chains go through the data: block by block, so that they and their gradients fit into memory."""
 
 from __future__ import annotations
 
-__all__ = ["blockwise", "in_pieces", "per_chain"]
+__all__ = ["blockwise", "chain_bytes", "in_pieces"]
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import require_count
 from ..ops.seeds import forked
 from ..pairs.density import Density
-from ..pairs.handlers import untouched
+from ..pairs.handlers import unvalidated
+from ..pairs.memory import held_for_gradient
+from ..pairs.pair import Pair
 from ..pairs.progress import progress_bar
-from ..pairs.traces import Program
-from ..pairs.vectorization import rows_apart
-from .tempering import Path, Start, unvalidated
+from .tempering import Start, TemperedPath
 
 T = TypeVar("T")
 
 
 def blockwise(
-    work: Callable[[Path, slice, int], T],
-    model: Program,
-    guide: Program,
-    x: Tensor,
+    work: Callable[[TemperedPath, slice, int], T],
+    pair: Pair,
     *,
     start: Start,
     num_chains: int,
@@ -36,61 +33,42 @@ def blockwise(
     max_bytes: int,
     progress: bool,
 ) -> list[T]:
-    """What ``work`` returns for each run of rows of ``x``: it gets a path, the rows, and how many chains will fit.
+    """Return the results of ``work`` for consecutive blocks of rows.
 
-    Nothing is trained, Pyro's store is not written to, and the caller's generator stays where it is.
+    ``work`` gets a path, the rows, and the number of chains that fit into memory. Nothing is trained, Pyro's store is
+    not written to, and the caller's generator stays where it is.
 
     Arguments:
-        num_chains: How many chains of a datapoint there are to be at once, if memory allows.
-        evaluations: From the number of chains that fit to how often each datapoint will be evaluated.
+        num_chains: The number of chains of a datapoint that should run together, if memory allows.
+        evaluations: From the number of chains that fit to the number of evaluations of each datapoint.
     """
     max_bytes = require_count("max_bytes", max_bytes)
-    with untouched(model, guide, seed=seed):
-        rows, most = _plan(model, guide, x, start, num_chains, max_bytes)
-        total = len(x) * evaluations(most)
-        with progress_bar(total, progress) as bar:
-            spans = [slice(first, min(first + rows, len(x))) for first in range(0, len(x), rows)]
-            return [work(_path(model, guide, x[span], start, bar.update), span, most) for span in spans]
+    with pair.evaluation(*seed):
+        capacity = max(1, max_bytes // chain_bytes(pair, start))
+        blocks = list(pair.blocks(max_bytes, num_particles=num_chains, capacity=capacity))
+        most = min(num_chains, blocks[0].max_particles)
+        with progress_bar(len(pair) * evaluations(most), progress) as bar:
+            return [work(_path(block, start, bar.update), span, most) for span, block, _ in blocks]
 
 
-def _path(model: Program, guide: Program, x: Tensor, start: Start, note: Callable[[int], object]) -> Path:
-    """The path, once pair and data have been looked at: distributions are made not to check values, then."""
-    density = Density(model, guide, x)
+def _path(pair: Pair, start: Start, on_progress: Callable[[int], object]) -> TemperedPath:
+    """Return a path whose distributions do not check values, once pair and data have been checked."""
+    density = Density(pair)
     density.terms(density.draw(1))
     with unvalidated():
-        return Path(Density(model, guide, x), start, note)
+        return TemperedPath(Density(pair), start, on_progress)
 
 
-def _plan(model: Program, guide: Program, x: Tensor, start: Start, num_chains: int, max_bytes: int) -> tuple[int, int]:
-    """How many rows, and how many chains of each, fit ``max_bytes``."""
-    if not rows_apart(model, guide, x):
-        return len(x), max(1, min(num_chains, max_bytes // per_chain(model, guide, x, start)))
-    fits = max(1, max_bytes // per_chain(model, guide, x[:1], start))
-    return max(1, fits // num_chains), min(num_chains, fits)
-
-
-def per_chain(model: Program, guide: Program, x: Tensor, start: Start) -> int:
-    """Bytes that one evaluation of one more chain of each datapoint holds on to, with room for temporary values."""
+def chain_bytes(pair: Pair, start: Start) -> int:
+    """Return the bytes that one evaluation of one more chain of one datapoint holds, with room for temporaries."""
+    some = pair.first(1)
     with forked(), unvalidated():
-        path = Path(Density(model, guide, x), start)
+        path = TemperedPath(Density(some), start)
         u = path.draw(2)
-        more = _held(path, u) - _held(path, u[:1])
-    return 3 * max(more, x.nbytes)
-
-
-def _held(path: Path, u: Tensor) -> int:
-    """What is kept for the gradient, parameters included."""
-    held: dict[int, int] = {}
-
-    def note(value: Tensor) -> Tensor:
-        held[value.untyped_storage().data_ptr()] = value.nbytes
-        return value
-
-    with saved_tensors_hooks(note, lambda value: value):
-        path.begin(u, 0.5)
-    return sum(held.values())
+        more = held_for_gradient(lambda: path.begin(u, 0.5)) - held_for_gradient(lambda: path.begin(u[:1], 0.5))
+    return -(-3 * max(more, some.x.nbytes) // len(some))
 
 
 def in_pieces(draw: Callable[[int], Tensor], num: int, most: int) -> Tensor:
-    """``num`` of what ``draw`` makes, at most ``most`` at a time."""
+    """Return ``num`` draws, made at most ``most`` at a time."""
     return torch.cat([draw(min(most, num - done)) for done in range(0, num, most)])

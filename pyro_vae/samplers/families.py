@@ -1,4 +1,4 @@
-r"""Families of distributions with parameters for each datapoint: what q(z | x) is compared with when it is optimised.
+r"""Families of distributions with parameters for each datapoint, which q(z | x) is compared with.
 
 Each maps standard normal noise to the unconstrained latent coordinates, and starts as a given Gaussian. Its parameters
 are in units of that start, so that one learning rate suits every scale.
@@ -6,7 +6,7 @@ are in units of that start, so that one learning rate suits every scale.
 
 from __future__ import annotations
 
-__all__ = ["FAMILIES", "Diagonal", "Family", "Flow", "Full"]
+__all__ = ["FAMILIES", "CouplingFlow", "Diagonal", "Family", "Full"]
 
 import math
 from typing import ClassVar
@@ -19,7 +19,7 @@ from ..errors import ConfigError
 
 Parameters = list[Tensor]
 Mapped = tuple[Float[Tensor, "particles batch latent"], Float[Tensor, "particles batch"]]
-"""Where the points go, and the log-determinant of noise -> latent there."""
+"""Where the points are mapped to, and the log-determinant of the map from noise to latents there."""
 
 
 class Family:
@@ -36,14 +36,14 @@ class Family:
         raise NotImplementedError
 
     def draw(self, noise: Float[Tensor, "particles batch latent"], parameters: Parameters) -> Mapped:
-        """Points and their log-density."""
+        """Return points and their log-density."""
         u, log_det = self.forward(noise, parameters)
         return u, _log_normal(noise) - log_det
 
     def log_density(
         self, u: Float[Tensor, "particles batch latent"], parameters: Parameters
     ) -> Float[Tensor, "particles batch"]:
-        """The log-density at any points, whose gradient is by the points alone."""
+        """Return the log-density at any points, with a gradient by the points alone."""
         noise, log_det = self.inverse(u, [parameter.detach() for parameter in parameters])
         return _log_normal(noise) - log_det
 
@@ -85,19 +85,19 @@ class Full(Family):
         return noise, log_det.expand(len(u), -1)
 
     def at(self, parameters: Parameters) -> Full:
-        """The same family, starting where these parameters are."""
+        """Return the same family, starting at these parameters."""
         factor, _ = self._factor(parameters[1])
         loc = self.loc + (self.scale_tril @ parameters[0][..., None])[..., 0]
         return type(self)(loc, self.scale_tril @ factor)
 
     def _factor(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The Cholesky factor relative to the start, and the log-determinant of both."""
+        """Return the Cholesky factor relative to the start, and the log-determinant of both."""
         log_diagonal = raw.diagonal(dim1=-2, dim2=-1)
         factor = raw.tril(-1) + torch.diag_embed(log_diagonal.exp())
         return factor, (log_diagonal + self.scale_tril.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
 
 
-class Flow(Full):
+class CouplingFlow(Full):
     r"""Affine coupling layers under a full Gaussian: noise, bent by the layers, then mapped as by :class:`Full`.
 
     References:
@@ -140,7 +140,7 @@ class Flow(Full):
         return noise, log_det
 
     def _layer(self, layer: int, noise: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The half that stays, the half that moves, and by what it is scaled and shifted."""
+        """Return the half that stays, the half that moves, and the log-scale and shift of the latter."""
         one, other = noise[..., : self.half], noise[..., self.half :]
         given, moved = (one, other) if layer % 2 == 0 else (other, one)
         w1, b1, w2, b2 = parameters[2 + 4 * layer : 6 + 4 * layer]
@@ -151,11 +151,11 @@ class Flow(Full):
         return torch.cat([given, moved] if layer % 2 == 0 else [moved, given], -1)
 
 
-FAMILIES: dict[str, type[Family]] = {"diagonal": Diagonal, "full": Full, "flow": Flow}
+FAMILIES: dict[str, type[Family]] = {"diagonal": Diagonal, "full": Full, "flow": CouplingFlow}
 
 
 def _times(matrix: Float[Tensor, "batch out into"], points: Tensor) -> Tensor:
-    """Each datapoint's matrix times its points ``[particles, batch, into]``."""
+    """Return each datapoint's matrix times its points ``[particles, batch, into]``."""
     return torch.einsum("boi,kbi->kbo", matrix, points)
 
 

@@ -1,4 +1,4 @@
-r"""The best member of a family for one datapoint at a time: optimised, chosen and compared on draws of their own."""
+r"""Local variational inference: the best member of a family for each datapoint, chosen and compared on fresh draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ops.streaming import Moments
 from ..pairs.density import Density
 from .families import Family, Parameters
-from .gaussian_fit import Start
+from .gaussian_fit import GuideGaussian
 
 _LAYERS = 0.4  # of the learning rate for a flow's layers, which are less steady than the Gaussian that they bend
 
@@ -24,7 +24,7 @@ _SLOPE, _LAYER_SLOPE = 2.0, 1e-3
 
 
 class Plan(NamedTuple):
-    """How to optimise, and on how many draws to judge; ``most`` is how many particles fit into memory at once."""
+    """Settings of the optimiser, and the number of draws to compare on; ``most`` particles fit into memory at once."""
 
     num_steps: int
     num_particles: int
@@ -33,13 +33,13 @@ class Plan(NamedTuple):
     most: int
 
 
-def best_member(density: Density, member: Family, plan: Plan, tell: Callable[[int], Any]) -> Parameters:
-    """The member's parameters as optimised from its start, or the start for the datapoints where that is better."""
-    return _better(density, member, _optimised(density, member, plan, tell), plan)
+def best_member(density: Density, member: Family, plan: Plan, on_progress: Callable[[int], Any]) -> Parameters:
+    """Return the member's parameters, optimised from its start, or the start for datapoints where that is better."""
+    return _better(density, member, _optimised(density, member, plan, on_progress), plan)
 
 
-def _optimised(density: Density, member: Family, plan: Plan, tell: Callable[[int], Any]) -> Parameters:
-    """The member's parameters after Adam on the ELBO of all datapoints at once; the member itself keeps its start."""
+def _optimised(density: Density, member: Family, plan: Plan, on_progress: Callable[[int], Any]) -> Parameters:
+    """Return the member's parameters after Adam on the ELBO of all datapoints; the member itself keeps its start."""
     leaf = [parameter.clone().requires_grad_() for parameter in member.parameters]
     gaussian, layers = leaf[:2], leaf[2:]
     rate = max(plan.learning_rate, 1e-9)  # 0 would be divided by
@@ -57,13 +57,13 @@ def _optimised(density: Density, member: Family, plan: Plan, tell: Callable[[int
             parameter.grad = -slope.nan_to_num(0.0, 0.0, 0.0)  # a draw beyond what the model can score moves nothing
         adam.step()
         cosine.step()
-        tell(1)
+        on_progress(1)
     return [parameter.detach() for parameter in leaf]
 
 
 @torch.no_grad()
 def _better(density: Density, member: Family, found: Parameters, plan: Plan) -> Parameters:
-    """Per datapoint the better of the start and of what was found, on the same fresh draws."""
+    """Return, per datapoint, the better of the start and the optimum, compared on the same fresh draws."""
     gain = member.loc.new_zeros(len(member.loc))
     for block in _blocks(max(1, plan.num_particles // 2), plan.most):
         noise = _noise(member, block)
@@ -74,17 +74,17 @@ def _better(density: Density, member: Family, found: Parameters, plan: Plan) -> 
 
 @torch.no_grad()
 def compared(
-    density: Density, start: Start, member: Family, best: Parameters, plan: Plan
+    density: Density, start: GuideGaussian, member: Family, best: Parameters, plan: Plan
 ) -> tuple[Moments, Moments, Tensor]:
-    """The guide's and the member's log-weights on fresh draws, and the standard error of the mean difference."""
-    found: list[Moments] = []
+    """Return the guide's and the member's log-weights on fresh draws, and the standard error of their difference."""
+    totals: list[Moments] = []
     for block in _blocks(plan.num_particles, plan.most):
         u = density.draw(block)
         noise = start.noise(u) if start.exact else _noise(member, block)
         one, other = density.terms(u).log_w, _log_w(density, member, noise, best)
         moments = [Moments.of(part) for part in (one, other, other - one)]
-        found = [old.merge(new) for old, new in zip(found, moments, strict=True)] if found else moments
-    guide, local, difference = found
+        totals = [old.merge(new) for old, new in zip(totals, moments, strict=True)] if totals else moments
+    guide, local, difference = totals
     return guide, local, difference.stderr if start.exact else torch.hypot(guide.stderr, local.stderr)
 
 

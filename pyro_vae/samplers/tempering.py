@@ -1,30 +1,28 @@
-r"""The way from q0 to the posterior: densities in between, temperatures, and the weights of whoever goes along it."""
+r"""The tempered path from q0 to the posterior: densities in between, temperatures, and the weights of chains."""
 
 from __future__ import annotations
 
 __all__ = [
-    "Path",
     "Schedule",
     "Start",
+    "TemperedPath",
     "Transition",
     "anneal",
     "reheated",
     "temperatures",
-    "unvalidated",
 ]
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ..errors import require_one_of
 from ..ops.hmc import Evaluation, LogDensity, State, init
 from ..pairs.density import Density
+from ..pairs.handlers import unvalidated
 
 Start = Literal["guide", "prior"]
 Schedule = Literal["sigmoid", "linear"]
@@ -33,7 +31,7 @@ Regroup = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 def temperatures(num: int, schedule: str) -> Float[Tensor, " levels"]:
-    r"""Inverse temperatures :math:`0 = \beta_0 < \dots < \beta_T = 1` in float64, T = ``num``.
+    r"""Return inverse temperatures :math:`0 = \beta_0 < \dots < \beta_T = 1` in float64, T = ``num``.
 
     ``"linear"``: :math:`\beta_t = t / T`. ``"sigmoid"``: :math:`\beta_t = (s_t - s_0) / (s_T - s_0)` with
     :math:`s_t = \mathrm{sigmoid}(\delta (2 t / T - 1))` and :math:`\delta = 4`, slow at both ends.
@@ -54,7 +52,7 @@ def temperatures(num: int, schedule: str) -> Float[Tensor, " levels"]:
     return (raised - raised[0]) / (raised[-1] - raised[0])
 
 
-class Path:
+class TemperedPath:
     r"""The geometric path between q0, which is the guide or the prior, and :math:`p(x, u)`, on some rows of data.
 
     .. math:: \log \pi_\beta(u) = (1 - \beta) \log q_0(u) + \beta \log p(x, u)
@@ -63,32 +61,32 @@ class Path:
     :math:`\beta` costs nothing.
     """
 
-    def __init__(self, density: Density, start: Start, note: Callable[[int], object] | None = None) -> None:
-        self.density, self.start, self._told = density, start, note
+    def __init__(self, density: Density, start: Start, on_progress: Callable[[int], object] | None = None) -> None:
+        self.density, self.start, self._on_progress = density, start, on_progress
         self.num_evaluations = 0
-        """Evaluations of each datapoint so far."""
+        """The number of evaluations of each datapoint so far."""
 
     def draw(self, num: int) -> Float[Tensor, "particles batch latent"]:
-        """Draws from q0."""
+        """Return draws from q0."""
         return self.density.draw(num) if self.start == "guide" else self.density.draw_prior(num)
 
     def begin(self, u: Float[Tensor, "particles batch latent"], beta: float) -> State:
-        """Chains at ``u``."""
+        """Return chains at ``u``."""
         return init(u, self.at(beta))
 
     def at(self, beta: float) -> LogDensity:
-        r""":math:`\log \pi_\beta` and its gradient."""
+        r"""Return :math:`\log \pi_\beta` and its gradient, as a function."""
         return lambda u: _mixed(self._ends(u), beta)
 
     def log_weights(self, u: Float[Tensor, "particles batch latent"]) -> Float[Tensor, "particles batch"]:
-        r""":math:`\log p(x, u) - \log q_0(u)`, without gradients."""
-        self.note(len(u))
+        r"""Return :math:`\log p(x, u) - \log q_0(u)`, without gradients."""
+        self.count(len(u))
         terms = self.density.terms(u, q=self.start == "guide")
         return (terms.log_w if self.start == "guide" else terms.log_likelihood).double()
 
     def _ends(self, u: Tensor) -> tuple[Tensor, ...]:
-        """``log q0, log p`` and their gradients."""
-        self.note(len(u))
+        """Return ``log q0``, ``log p`` and their gradients."""
+        self.count(len(u))
         with torch.enable_grad(), unvalidated():
             u = u.detach().requires_grad_()
             terms = self.density.terms(u, q=self.start == "guide")
@@ -100,15 +98,15 @@ class Path:
         first, second = first.detach(), second.detach()
         return (first, second, up, on) if self.start == "guide" else (first, first + second, up, up + on)
 
-    def note(self, num: int) -> None:
-        """So many further evaluations of each datapoint."""
+    def count(self, num: int) -> None:
+        """Count ``num`` further evaluations of each datapoint."""
         self.num_evaluations += num
-        if self._told is not None:
-            self._told(num * len(self.density.x))
+        if self._on_progress is not None:
+            self._on_progress(num * len(self.density))
 
 
 def reheated(state: State, beta: float) -> State:
-    """The same positions under another temperature."""
+    """Return the same positions at another temperature."""
     return State(state.position, *_mixed(state.carried, beta))
 
 
@@ -120,7 +118,7 @@ def anneal(
     reverse: bool = False,
     regroup: Regroup | None = None,
 ) -> Float[Tensor, "particles batch"]:
-    r"""The log-weights of chains that go from :math:`\beta = 0` to 1, or back if ``reverse``.
+    r"""Return the log-weights of chains that go from :math:`\beta = 0` to 1, or back if ``reverse``.
 
     .. math:: \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1})\, [\log p(x, u_{t-1}) - \log q_0(u_{t-1})]
 
@@ -147,17 +145,6 @@ def anneal(
         elif not reverse and t < last:
             state = transition(t, state)
     return log_w
-
-
-@contextmanager
-def unvalidated() -> Iterator[None]:
-    """Distributions do not check values: a trajectory that runs off is to be rejected, and not to raise."""
-    before: Any = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
 
 
 def _mixed(ends: tuple[Tensor, ...], beta: float) -> Evaluation:

@@ -13,28 +13,28 @@ from torch import Tensor
 
 from ..errors import PairError
 from ..ops.hmc import Info, State, kernel
-from .tempering import Path, reheated
+from .tempering import TemperedPath, reheated
 
 _CHAINS, _WARM_UP, _TEMPERATURES, _DRAWS = 4, 8, 25, 32
 _ACCEPTANCE = 0.75
 
 
 class Steps(NamedTuple):
-    """What a transition needs to know, and what does not depend on where any chain is."""
+    """Step sizes and scales of the transitions; they do not depend on the position of any chain."""
 
-    path: Path
+    path: TemperedPath
     betas: Float[Tensor, " levels"]
     num_steps: int
     precisions: tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]
-    """One over the variances at both ends of the path, between which they are interpolated."""
+    """The reciprocals of the variances at both ends of the path, between which they are interpolated."""
     sizes: Float[Tensor, "levels batch"]
 
     def __call__(self, t: int, state: State) -> State:
-        """The transition at the temperature of this number."""
+        """Return the state after the transition at temperature number ``t``."""
         return self.move(self.betas[t].item(), self.sizes[t], state)[0]
 
     def move(self, beta: float, size: Float[Tensor, " batch"], state: State) -> tuple[State, Info]:
-        """A transition, its step size jittered, so that no trajectory closes on itself every time."""
+        """Return the state after a transition with a jittered step size, so that no trajectory is always periodic."""
         jitter = 0.4 + 0.8 * torch.rand_like(state.log_density)
         first, second = self.precisions
         scale = ((1 - beta) * first + beta * second).rsqrt()
@@ -42,15 +42,15 @@ class Steps(NamedTuple):
         return step(reheated(state, beta), step_size=size * jitter, scale=scale, num_steps=self.num_steps)
 
 
-def tune(path: Path, betas: Float[Tensor, " levels"], *, num_steps: int, most: int) -> Steps:
-    """Steps at which about three quarters of the proposals are accepted, per temperature and datapoint.
+def tune(path: TemperedPath, betas: Float[Tensor, " levels"], *, num_steps: int, most: int) -> Steps:
+    """Return steps at which about three quarters of the proposals are accepted, per temperature and datapoint.
 
     Four chains go up the temperatures, at most 25 of them, and down again; after each transition the step size follows
-    the acceptance of the chains of a datapoint. The geometric mean of both ways is what is used: one lags behind
-    where the other runs ahead.
+    the acceptance of the chains of a datapoint. The geometric mean of both ways is used, since one lags behind where
+    the other runs ahead.
 
     Arguments:
-        most: How many chains of each datapoint fit into memory.
+        most: The number of chains of each datapoint that fit into memory.
     """
     u = path.draw(min(_CHAINS, most))
     rows, dim = u.shape[1:]
@@ -74,7 +74,7 @@ def tune(path: Path, betas: Float[Tensor, " levels"], *, num_steps: int, most: i
 
 
 def pilot_evaluations(num_temperatures: int, num_steps: int, most: int) -> int:
-    """How many evaluations of each datapoint :func:`tune` makes."""
+    """Return the number of evaluations of each datapoint that :func:`tune` makes."""
     if num_temperatures < 2:
         return 0
     return min(_CHAINS, most) * (1 + (_WARM_UP + 2 * len(_grid(num_temperatures - 1))) * num_steps)
@@ -86,12 +86,12 @@ def _followed(steps: Steps, t: int, state: State, log_size: Tensor, rate: float)
 
 
 def _grid(last: int) -> list[int]:
-    """Numbers from 1 to ``last``, evenly spread."""
+    """Return numbers from 1 to ``last``, evenly spread."""
     return torch.linspace(1, last, min(last, _TEMPERATURES)).round().long().tolist()
 
 
 def _interpolated(numbers: list[int], values: Tensor, size: int) -> Tensor:
-    """``[numbers, batch]`` -> ``[size, batch]``, linearly in between and constant beyond."""
+    """Interpolate ``[numbers, batch]`` to ``[size, batch]``, linearly in between and constant beyond."""
     known = torch.tensor(numbers)
     wanted = torch.arange(size).clamp(numbers[0], numbers[-1])
     right = torch.searchsorted(known, wanted).clamp(min=min(1, len(numbers) - 1))
@@ -101,14 +101,14 @@ def _interpolated(numbers: list[int], values: Tensor, size: int) -> Tensor:
     return (1 - share) * values[left] + share * values[right]
 
 
-def _precisions(path: Path, most: int) -> tuple[Tensor, Tensor]:
-    """At both ends: of the prior and the guide, or of the guide."""
+def _precisions(path: TemperedPath, most: int) -> tuple[Tensor, Tensor]:
+    """Return the precisions at both ends: of the prior and the guide, or of the guide alone."""
     guide, is_point = _spread(path.density.draw, most)
     if path.start == "guide":
         if bool(is_point.any()):
             raise PairError(
-                "the guide draws the same value again and again (a point mass), expected a density: start='prior' "
-                "needs none of the guide"
+                "the guide draws the same value every time (a point mass), expected a density: use start='prior', "
+                "which needs none"
             )
         return guide, guide
     prior, _ = _spread(path.density.draw_prior, most)
@@ -116,7 +116,7 @@ def _precisions(path: Path, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _spread(draw: Callable[[int], Tensor], most: int) -> tuple[Tensor, Tensor]:
-    """One over the variance of draws, and where they are all the same."""
+    """Return the reciprocal of the variance of draws, and where they are all the same."""
     blocks = [draw(min(most, _DRAWS - done)) for done in range(0, _DRAWS, most)]
     u = torch.cat(blocks)
     variance = u.var(0).clamp(min=torch.finfo(u.dtype).tiny ** 0.5)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,10 @@ from ..ops.choices import Schedule
 from ..ops.seeds import seeded
 from ..pairs.handlers import evaluating
 from ..pairs.inputs import programs_of, takes_missing
+from ..pairs.pair import Pair
 from ..pairs.progress import progress_bar
-from ..pairs.sites import Vectorized, draw_sites
+from ..pairs.running import Vectorized
+from ..pairs.sites import draw_sites
 from .schedules import SCHEDULES
 from .state import Epoch, History, TrainingState
 
@@ -51,7 +53,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | Path | None = None,
 ) -> History:
-    r"""Train a pair: minibatches, one fused Adam, the mean bound per datapoint as what is maximised.
+    r"""Train a pair on minibatches with one fused Adam, so as to maximise the mean bound per datapoint.
 
     .. math:: \max_{\theta, \phi} \frac1N \sum_{n=1}^N s_n\, \mathcal L_{\theta, \phi}(x_n)
 
@@ -109,86 +111,157 @@ def fit(
     missing = takes_missing(model, guide)
     data = presented(x, missing=missing)
     held_out = None if validation is None else presented(validation, "validation", missing=missing)
-    require_one_of("schedule", schedule, SCHEDULES)
-    if patience is not None and held_out is None:
-        raise ConfigError("patience needs validation data: pass validation=")
-    num_epochs, batch_size = require_count("num_epochs", num_epochs), require_count("batch_size", batch_size)
-    patience = None if patience is None else require_count("patience", patience)
-    for name, size in {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}.items():
-        if size is not None and not 0 < size < math.inf:
-            raise ConfigError(f"{name}={size}: expected a positive number")
-    if batch_size > len(data):
-        warnings.warn(f"batch_size={batch_size} clipped to the {len(data)} datapoints there are", stacklevel=2)
-        batch_size = len(data)
-    if objective is not None and not isinstance(objective, Objective):
-        raise ConfigError(
-            f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for Pyro's "
-            "use pyro.infer.SVI"
-        )
+    settings = Settings(
+        operator.index(seed), num_epochs, batch_size, learning_rate, schedule, adam_eps, max_grad_norm, patience
+    ).checked(len(data), validated=held_out is not None)
     place = find_device(device)
-    module = (objective or ELBO())(model, guide).to(place)
+    module = _objective(objective)(model, guide).to(place)
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
-    state = TrainingState(module, optimiser)
-    identity = {
-        "seed": operator.index(seed),
-        "num_datapoints": len(data),
-        **fingerprint(data, "data"),
-        **fingerprint(held_out, "validation"),
-        "batch_size": batch_size,
-        "num_epochs": num_epochs,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "adam_eps": adam_eps,
-        "max_grad_norm": max_grad_norm,
-        "patience": patience,
-        "objective": _described(module.objective),
-    }
-    if checkpoint is not None:
-        for name, value in vars(module.objective).items():
-            if callable(value) and not is_dataclass(value):
-                raise ConfigError(f"objective.{name} is a function, which a checkpoint cannot name: use a dataclass")
-        state.resume(Path(checkpoint), identity)
-
-    with_buffers = [part for part in module.modules() if next(part.buffers(recurse=False), None) is not None]
-    steps_per_epoch = math.ceil(len(data) / batch_size)
-    total = num_epochs * steps_per_epoch
+    training = Training(module, optimiser, settings, data, held_out, place)
+    state, identity = TrainingState(module, optimiser), training.identity()
+    file = None if checkpoint is None else Path(checkpoint)
+    if file is not None:
+        _require_named(module.objective)
+        state.resume(file, identity)
     with (
         _in_training(module, optimiser),
         _interruptible() as interrupted,
-        progress_bar(total, progress, "step", initial=state.step) as bar,
+        progress_bar(training.num_steps, progress, "step", initial=state.step) as bar,
     ):
-        while state.epoch < num_epochs and not (patience is not None and state.epoch - state.best_epoch >= patience):
-            with seeded(seed, "epoch", state.epoch):
-                order = torch.randperm(len(data))
-                state.restore_generators()
-                while state.offset < len(data) and not interrupted():
-                    index = order[state.offset : state.offset + batch_size]
-                    rate = learning_rate * SCHEDULES[schedule](state.step / total)
-                    batch = batch_of(module, data, index, place)
-                    with _kept_if_it_fails(with_buffers):
-                        sums = _step(module, optimiser, batch, rate, max_grad_norm, state.step)
-                    state.advance(*sums, len(index))
-                    bar.update()
-                if state.offset < len(data):
-                    state.keep_generators()
-                    break
-            found = (math.nan, math.nan) if held_out is None else _means(module, held_out, batch_size, seed, place)
-            by_elbo = module.objective.side == "not a bound"
-            state.finish_epoch(optimiser.param_groups[0]["lr"], *found, by_elbo=by_elbo, keep_best=patience is not None)
+        while not training.finished(state):
+            if not training.epoch(state, interrupted, bar.update):
+                break
             bar.set_postfix_str(_postfix(state.epochs[-1], num_epochs))
-            if checkpoint is not None:
-                state.save(Path(checkpoint), identity)
-        if interrupted() and checkpoint is not None:
-            state.save(Path(checkpoint), identity)
+            if file is not None:
+                state.save(file, identity)
         stopped = interrupted()
+        if stopped and file is not None:
+            state.save(file, identity)
     if patience is not None and not stopped:
         state.restore_best()
     return History(state.epochs, state.best_epoch, stopped)
 
 
+class Settings(NamedTuple):
+    """The numbers that a training depends on."""
+
+    seed: int
+    num_epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: str
+    adam_eps: float
+    max_grad_norm: float | None
+    patience: int | None
+
+    def checked(self, num_datapoints: int, *, validated: bool) -> Settings:
+        """Return the settings for this many datapoints, or raise :class:`~pyro_vae.errors.ConfigError`."""
+        require_one_of("schedule", self.schedule, SCHEDULES)
+        if self.patience is not None and not validated:
+            raise ConfigError("patience needs validation data: pass validation=")
+        for name in ("num_epochs", "batch_size", "patience"):
+            if getattr(self, name) is not None:
+                require_count(name, getattr(self, name))
+        for name in ("learning_rate", "max_grad_norm"):
+            size = getattr(self, name)
+            if size is not None and not 0 < size < math.inf:
+                raise ConfigError(f"{name}={size}: expected a positive number")
+        if self.batch_size > num_datapoints:
+            text = f"batch_size={self.batch_size} clipped to the {num_datapoints} datapoints there are"
+            warnings.warn(text, stacklevel=3)
+        return self._replace(batch_size=min(self.batch_size, num_datapoints))
+
+
+class Training(NamedTuple):
+    """A module with its optimiser, and the data that it is trained on."""
+
+    module: ObjectiveModule
+    optimiser: torch.optim.Optimizer
+    settings: Settings
+    data: Any
+    held_out: Any
+    place: torch.device
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps of all epochs."""
+        return self.settings.num_epochs * math.ceil(len(self.data) / self.settings.batch_size)
+
+    def finished(self, state: TrainingState) -> bool:
+        """Return whether all epochs are complete, or as many as ``patience`` have brought no better one."""
+        patience = self.settings.patience
+        waited = patience is not None and state.epoch - state.best_epoch >= patience
+        return state.epoch >= self.settings.num_epochs or waited
+
+    def epoch(self, state: TrainingState, interrupted: Callable[[], bool], on_step: Callable[[], Any]) -> bool:
+        """Go on to the end of an epoch and evaluate it; return whether it was completed before an interruption."""
+        with seeded(self.settings.seed, "epoch", state.epoch):
+            order = torch.randperm(len(self.data))
+            state.restore_generators()
+            while state.offset < len(self.data) and not interrupted():
+                self._step(state, order[state.offset : state.offset + self.settings.batch_size])
+                on_step()
+            if state.offset < len(self.data):
+                state.keep_generators()
+                return False
+        bounds = (math.nan, math.nan) if self.held_out is None else self._validation()
+        state.finish_epoch(
+            self.optimiser.param_groups[0]["lr"],
+            *bounds,
+            by_elbo=self.module.objective.side == "not a bound",
+            keep_best=self.settings.patience is not None,
+        )
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this training from another, for its checkpoints."""
+        settings = self.settings._asdict()
+        return {
+            "seed": settings.pop("seed"),
+            "num_datapoints": len(self.data),
+            **fingerprint(self.data, "data"),
+            **fingerprint(self.held_out, "validation"),
+            **settings,
+            "objective": _described(self.module.objective),
+        }
+
+    def _step(self, state: TrainingState, index: Tensor) -> None:
+        """Take one step on these rows of the data."""
+        rate = self.settings.learning_rate * SCHEDULES[self.settings.schedule](state.step / self.num_steps)
+        batch = batch_of(self.module, self.data, index, self.place)
+        with _kept_if_it_fails(self.module):
+            sums = _step(self.module, self.optimiser, batch, rate, self.settings.max_grad_norm, state.step)
+        state.advance(*sums, len(index))
+
+    @torch.no_grad()
+    def _validation(self) -> tuple[float, float]:
+        """Return the means of bound and ELBO over the held-out data, with the same draws at every epoch."""
+        with seeded(self.settings.seed, "validation"), evaluating(self.module):
+            parts = torch.arange(len(self.held_out)).split(self.settings.batch_size)
+            found = [self.module.estimate(batch_of(self.module, self.held_out, part, self.place)) for part in parts]
+        bound, elbo = (torch.cat(list(each)) for each in zip(*((one.bound, one.elbo) for one in found), strict=True))
+        return bound.double().mean().item(), elbo.double().mean().item()
+
+
+def _objective(objective: Objective | None) -> Objective:
+    if objective is not None and not isinstance(objective, Objective):
+        raise ConfigError(
+            f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for Pyro's "
+            "use pyro.infer.SVI"
+        )
+    return objective or ELBO()
+
+
+def _require_named(objective: Objective) -> None:
+    """Raise :class:`~pyro_vae.errors.ConfigError` for an option that a checkpoint cannot name."""
+    for name, value in vars(objective).items():
+        if callable(value) and not is_dataclass(value):
+            raise ConfigError(f"objective.{name} is a function, which a checkpoint cannot name: use a dataclass")
+
+
 @contextmanager
 def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> Iterator[None]:
-    """The pair in training mode, and afterwards in the mode that it was in, without the last step's gradients.
+    """Put the pair into training mode, and afterwards back into the mode that it was in, without gradients.
 
     A part that is in evaluation mode inside of one that is not, such as a frozen batch normalisation, stays in it.
     """
@@ -205,9 +278,9 @@ def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> I
 
 
 @contextmanager
-def _kept_if_it_fails(parts: list[torch.nn.Module]) -> Iterator[None]:
+def _kept_if_it_fails(module: torch.nn.Module) -> Iterator[None]:
     """Put buffers back, such as a batch normalisation's statistics, that a step has moved before it failed."""
-    buffers = [(part, *named) for part in parts for named in part.named_buffers(recurse=False)]
+    buffers = [(part, *named) for part in module.modules() for named in part.named_buffers(recurse=False)]
     before = [buffer.clone() for _, _, buffer in buffers]
     try:
         yield
@@ -218,7 +291,7 @@ def _kept_if_it_fails(parts: list[torch.nn.Module]) -> Iterator[None]:
 
 
 def _described(objective: Objective) -> dict[str, Any]:
-    """What tells one objective from another, as far as it can be written down."""
+    """Return what tells one objective from another, as far as it can be written down."""
     options = {name: value for name, value in vars(objective).items() if isinstance(value, (bool, int, float, str))}
     options |= {name: repr(value) for name, value in vars(objective).items() if is_dataclass(value)}
     options.pop("step", None)
@@ -233,14 +306,14 @@ def _step(
     max_grad_norm: float | None,
     steps_done: int,
 ) -> tuple[float, float]:
-    """One step up the mean bound; the sums of bound and ELBO. The weights stay if anything is not finite."""
+    """Take one step up the mean bound, unless something is not finite; return the sums of bound and ELBO."""
     module.objective.step = steps_done  # of this training, also after it was interrupted
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.zero_grad()
     try:
         found = module.estimate(batch)
-    except ValueError as error:  # how torch says that a distribution was given nan, with the whole tensor behind it
+    except ValueError as error:  # torch's message for a nan parameter, followed by the whole tensor
         if "to satisfy the constraint" not in str(error):
             raise
         raise NonFiniteLossError(
@@ -261,9 +334,10 @@ def _step(
 
 
 def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
-    """What is not finite: a site's log-density, or a parameter's gradient."""
+    """Return what is not finite: a site's log-density, or a parameter's gradient."""
     with torch.no_grad():
-        sites = draw_sites(*module.pair, (batch,), {}, num_particles=1, vectorized=Vectorized(model=True, guide=True))
+        pair = Pair(*module.pair, (batch,), {})
+        sites = draw_sites(pair, num_particles=1, vectorized=Vectorized(model=True, guide=True))
     for name, log_prob in {**sites.log_q, **sites.log_prior, **sites.log_likelihood}.items():
         if not torch.isfinite(log_prob).all():
             return f"the log-density of site {name!r}"
@@ -273,19 +347,9 @@ def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
     return "the loss"
 
 
-@torch.no_grad()
-def _means(module: ObjectiveModule, data: Any, batch_size: int, seed: int, device: torch.device) -> tuple[float, float]:
-    """Mean bound and ELBO over all of the data, with the same draws every time they are asked for."""
-    with seeded(seed, "validation"), evaluating(module):
-        parts = torch.arange(len(data)).split(batch_size)
-        found = [module.estimate(batch_of(module, data, part, device)) for part in parts]
-    bound, elbo = (torch.cat(list(each)) for each in zip(*((one.bound, one.elbo) for one in found), strict=True))
-    return bound.double().mean().item(), elbo.double().mean().item()
-
-
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C be asked for instead of striking in the middle of a step; the second one strikes."""
+    """Yield a function that returns whether Ctrl-C was pressed; a second one raises :class:`KeyboardInterrupt`."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield lambda: False
         return

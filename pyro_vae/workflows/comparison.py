@@ -16,8 +16,9 @@ from torch import Tensor
 from ..data.arrays import as_tensor, require_finite
 from ..errors import ConfigError, require_count
 from ..evidence import LogEvidence
+from ..ops.means import Mean
 from ..pairs.inputs import data_for
-from ..pairs.traces import Program
+from ..pairs.running import Program
 from .tables import number, plain
 
 Estimator = Callable[..., LogEvidence]
@@ -162,14 +163,14 @@ def _row(name: str, found: list[LogEvidence], truth: Float[Tensor, " batch"], se
     known = not gap.isnan().all()
     k = torch.stack([one.pareto_k for one in found])
     several = len(found) > 1
-    mean = value.mean(0)
+    mean = Mean.of(value.mean(0), (stderr.square().mean(0) / len(found)).sqrt())
     return Row(
         estimator=name,
         side=found[0].side,
         num_particles=_mean([one.num_particles.double().mean().item() for one in found]),
-        value=mean.mean().item(),
-        monte_carlo_error=stderr.square().mean(0).div(len(found)).sum().sqrt().item() / len(mean),
-        test_set_error=mean.std().item() / math.sqrt(len(mean)) if len(mean) > 1 else math.nan,
+        value=mean.value.item(),
+        monte_carlo_error=mean.monte_carlo_error.item(),
+        test_set_error=mean.test_set_error.item(),
         bias=gap.mean().item(),
         rmse=gap.square().mean().sqrt().item(),
         coverage=(gap.abs() <= 1.96 * stderr).double().mean().item() if known else math.nan,

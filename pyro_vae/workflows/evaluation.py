@@ -7,12 +7,12 @@ __all__ = ["Evaluation", "evaluate"]
 import math
 from typing import Any, NamedTuple
 
-from ..data.arrays import as_tensor
 from ..diagnostics import LatentSummary, latent_summary
 from ..errors import require_count
 from ..evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
 from ..models.base import BaseVAE
 from ..pairs.inputs import programs_of
+from ..pairs.pair import Pair
 from .tables import number, plain
 
 
@@ -143,15 +143,15 @@ def evaluate(
         >>> found.latents["z"].num_active
         1
     """
-    x = as_tensor(x)
-    model, guide = programs_of(pair)
     for name, value in (("iwae_particles", iwae_particles), ("elbo_particles", elbo_particles)):
         require_count(name, value, least=2, why=", since one draw has no error bar")
-    chosen = recommend(model, guide, x, seed=seed) if estimator == "auto" else estimator
-    log_evidence = estimate(  # first, since it is the one whose options may be wrong
+    model, guide = programs_of(pair)
+    data = Pair.of(model, guide, x)  # what is found out about the pair holds for all estimates
+    chosen = recommend(model, guide, data, seed=seed) if estimator == "auto" else estimator
+    log_evidence = estimate(  # first, since its options are the ones that may be wrong
         model,
         guide,
-        x,
+        data,
         estimator=chosen,
         num_particles=num_particles,
         target_stderr=target_stderr,
@@ -161,11 +161,11 @@ def evaluate(
     )
     few = iwae_particles if num_particles is None else min(iwae_particles, num_particles)
     return Evaluation(
-        elbo=elbo(model, guide, x, num_particles=elbo_particles, seed=seed, progress=progress),
-        iwae=importance(model, guide, x, num_particles=few, seed=seed, progress=progress),
+        elbo=elbo(model, guide, data, num_particles=elbo_particles, seed=seed, progress=progress),
+        iwae=importance(model, guide, data, num_particles=few, seed=seed, progress=progress),
         log_evidence=log_evidence,
-        latents=latent_summary(model, guide, x, seed=seed),
-        num_dimensions=x[0].numel(),
+        latents=latent_summary(model, guide, data, seed=seed),
+        num_dimensions=data.x[0].numel(),
         estimator=chosen if isinstance(chosen, str) else chosen.estimator,
-        clamped_scales=pair.clamped_scales(x) if isinstance(pair, BaseVAE) else {},
+        clamped_scales=pair.clamped_scales(data.x) if isinstance(pair, BaseVAE) else {},
     )

@@ -18,13 +18,13 @@ from ..errors import ConfigError, PairError, require_count
 from ..ops.pareto import pareto_k
 from ..ops.resampling import systematic
 from ..ops.weights import ess
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for, programs_of, takes_missing
+from ..pairs.inputs import programs_of, takes_missing
+from ..pairs.pair import Pair
 from ..pairs.particles import Particles, draw_particles
-from ..pairs.sites import Sites, Vectorized, particle_plate, weigh, with_values
-from ..pairs.traces import Program, observed_values, replay, sample_sites, trace
-from ..pairs.vectorization import vectorizes
-from .labels import labels_of, numbered, renamed
+from ..pairs.running import Program, run_at
+from ..pairs.sites import Sites, weigh
+from ..pairs.traces import observed_values
+from .labels import Labels, labels_of, numbered, renamed
 from .predictive import prior_predictive
 from .weighted import replicates
 
@@ -93,54 +93,17 @@ def to_datatree(
         (1, 50, 2)
     """
     model, guide, data = _pair_and_x(pair_and_x)
-    x = data_for(data, model, guide)
-    labels = labels_of(data, x)
-    with untouched(model, guide, seed=(seed, "export")):
-        own = draw_particles(model, guide, x, num_particles=require_count("num_draws", num_draws))
-        drawn = _of_guide(own) if draws is None else _of_refinement(draws, own, x)
-        if resampled:
-            drawn = drawn.resampled()
-        chains, z, log_w = drawn.num_chains, drawn.z, drawn.log_w
-        together = vectorizes(model, guide, (x,), {})
-        sites = _scored(model, guide, x, z, together)
-        again = replicates(model, z, x, together)
-        values = _observed(model, guide, x)
-        prior = _prior(model, num_draws, seed)
-        marginal = _replicated(own.log_w, len(log_w))
-    z, again, prior, log_likelihood = map(renamed, (z, again, prior, sites.log_likelihood))
-    values = {name: value for name, value in renamed(values).items() if name in again}
-    log_prior = _sum(sites.log_prior)
-    weighted = log_prior + _sum(sites.log_likelihood) - log_w  # by the density that the draws are from
-    stats = {"log_w": log_w, "log_prior": log_prior, "log_q": weighted if log_w.any() else _sum(sites.log_q)}
-    observed = {name: labels.over(name, value, x) for name, value in values.items()}
-    groups: dict[str, dict[str, Any]] = {
-        "posterior": {
-            name: _array(value, chains, [labels.first, *numbered(name, value, 2)]) for name, value in z.items()
-        },
-        "sample_stats": {name: _array(value, chains, [labels.first]) for name, value in stats.items()}
-        | {
-            name: ([labels.first], value.cpu().numpy())
-            for name, value in {"pareto_k": drawn.pareto_k, "ess": drawn.ess}.items()
-        },
-        "log_likelihood": {
-            name: _array(value, chains, [labels.first])
-            for name, value in {**log_likelihood, "marginal": marginal}.items()
-        },
-        "posterior_predictive": {
-            name: _array(value, chains, [labels.first, *observed[name]]) for name, (value, _) in again.items()
-        },
-        "prior": {name: _array(prior[name], 1, numbered(name, prior[name], 1)) for name in z if name in prior},
-        "prior_predictive": {name: _array(prior[name], 1, observed[name]) for name in again if name in prior},
-        "observed_data": {
-            name: ([labels.first, *observed[name]], value.cpu().numpy()) for name, value in values.items()
-        },
-    }
+    pair = Pair.of(model, guide, data)
+    labels = labels_of(data, pair.x)
+    with pair.evaluation(seed, "export"):
+        found = _numbers(pair, require_count("num_draws", num_draws), draws, resampled, seed)
+    groups = _groups(found, labels, pair.x)
     made_by = {
         "inference_library": "pyro_vae",
         "inference_library_version": __version__,
         "draws": "guide" if draws is None else draws.method,
     }
-    labels = labels.checked({*z}, {*again}, groups, coords or {})
+    labels = labels.checked({*groups["posterior"]}, {*groups["posterior_predictive"]}, groups, coords or {})
     return xr.DataTree.from_dict(
         {
             name: xr.Dataset(variables, coords=labels.coords(variables), attrs=made_by)
@@ -169,6 +132,67 @@ def to_arviz(
     return az.from_datatree(tree) if hasattr(az, "from_datatree") else tree
 
 
+class _Numbers(NamedTuple):
+    """The numbers behind the groups, by the sites' own names."""
+
+    num_chains: int
+    z: dict[str, Tensor]
+    stats: dict[str, Tensor]
+    """Statistics of each draw, ``[draws, batch]``."""
+    quality: dict[str, Tensor]
+    """Statistics of each datapoint, ``[batch]``."""
+    log_likelihood: dict[str, Tensor]
+    replicates: dict[str, Tensor]
+    prior: dict[str, Tensor]
+    observed: dict[str, Tensor]
+
+
+def _numbers(pair: Pair, num_draws: int, draws: Any, resampled: bool, seed: int) -> _Numbers:
+    own = draw_particles(pair.model, pair.guide, pair, num_particles=num_draws)
+    drawn = _of_guide(own) if draws is None else _of_refinement(draws, own, pair.x)
+    if resampled:
+        drawn = drawn.resampled()
+    log_w = drawn.log_w
+    sites = _scored(pair, drawn.z)
+    again = {name: value for name, (value, _) in replicates(pair, drawn.z).items()}
+    values = _observed(pair)
+    prior = _prior(pair.model, num_draws, seed)
+    marginal = _replicated(own.log_w, len(log_w))
+    log_prior, log_likelihood = _sum(sites.log_prior), _sum(sites.log_likelihood)
+    # The density that weighted draws are from, which may be another than the guide's.
+    log_q = log_prior + log_likelihood - log_w if log_w.any() else _sum(sites.log_q)
+    return _Numbers(
+        drawn.num_chains,
+        renamed(drawn.z),
+        {"log_w": log_w, "log_prior": log_prior, "log_q": log_q},
+        {"pareto_k": drawn.pareto_k, "ess": drawn.ess},
+        {**renamed(sites.log_likelihood), "marginal": marginal},
+        renamed(again),
+        renamed(prior),
+        {name: value for name, value in renamed(values).items() if name in renamed(again)},
+    )
+
+
+def _groups(found: _Numbers, labels: Labels, x: Tensor) -> dict[str, dict[str, Any]]:
+    """Return group -> variable -> ``(dimensions, array)``."""
+    chains, first = found.num_chains, labels.first
+    dims = {name: labels.over(name, value, x) for name, value in found.observed.items()}
+    latent = {name: numbered(name, value, 2) for name, value in found.z.items()}
+    predicted = {name: value for name, value in found.prior.items() if name in found.replicates}
+    return {
+        "posterior": {name: _array(value, chains, [first, *latent[name]]) for name, value in found.z.items()},
+        "sample_stats": {name: _array(value, chains, [first]) for name, value in found.stats.items()}
+        | {name: ([first], value.cpu().numpy()) for name, value in found.quality.items()},
+        "log_likelihood": {name: _array(value, chains, [first]) for name, value in found.log_likelihood.items()},
+        "posterior_predictive": {
+            name: _array(value, chains, [first, *dims[name]]) for name, value in found.replicates.items()
+        },
+        "prior": {name: _array(found.prior[name], 1, latent[name]) for name in found.z if name in found.prior},
+        "prior_predictive": {name: _array(value, 1, dims[name]) for name, value in predicted.items()},
+        "observed_data": {name: ([first, *dims[name]], value.cpu().numpy()) for name, value in found.observed.items()},
+    }
+
+
 class _Drawn(NamedTuple):
     """Draws, the first chain's first, and how good they are for each datapoint."""
 
@@ -179,7 +203,7 @@ class _Drawn(NamedTuple):
     ess: Tensor
 
     def resampled(self) -> _Drawn:
-        """As many draws that count the same; no better for it."""
+        """Return as many draws of equal weight, which are no better than these."""
         chosen = systematic(self.log_w), torch.arange(self.log_w.shape[1], device=self.log_w.device)
         z = {name: value[chosen] for name, value in self.z.items()}
         return self._replace(z=z, log_w=torch.zeros_like(self.log_w))
@@ -213,7 +237,7 @@ def _pair_and_x(given: tuple[Any, ...]) -> tuple[Program, Program, Any]:
 
 
 def _replicated(log_w: Tensor, num: int) -> Tensor:
-    """Bootstrap replicates ``[num, batch]`` of the importance-sampling estimate of log p(x)."""
+    """Return bootstrap replicates ``[num, batch]`` of the importance-sampling estimate of log p(x)."""
     counts = torch.distributions.Multinomial(len(log_w), torch.ones(len(log_w), dtype=torch.float64))
     some = max(1, 2**22 // len(log_w))  # the counts of all replicates are num times as many numbers as there are draws
     blocks = [counts.sample((min(some, num - done),)).to(log_w.device) for done in range(0, num, some)]
@@ -222,38 +246,33 @@ def _replicated(log_w: Tensor, num: int) -> Tensor:
     return mean.clamp(min=torch.finfo(torch.float64).tiny).log() + largest
 
 
-def _scored(model: Program, guide: Program, x: Tensor, z: dict[str, Tensor], vectorized: Vectorized) -> Sites:
-    """The densities of model and guide at these draws, site by site."""
-    num = len(next(iter(z.values())))
-    start = trace(guide, (x,), {})
-    if num > 1 and vectorized.guide:
-        with particle_plate(num):
-            drawn = [replay(guide, with_values(start, z), (x,), {})]
-    else:
-        each = [{name: value[k] for name, value in z.items()} for k in range(num)]
-        drawn = [replay(guide, with_values(start, one), (x,), {}) for one in each]
-    return weigh(model, drawn, (x,), {}, num, vectorized)
+def _scored(pair: Pair, z: dict[str, Tensor]) -> Sites:
+    """Return the log-densities of model and guide at these draws, site by site."""
+    num, vectorized = len(next(iter(z.values()))), pair.vectorized()
+    values = pair.run_guide()
+    drawn = list(run_at(pair.guide, values, z, pair.args, pair.kwargs, together=vectorized.guide))
+    return weigh(pair, drawn, num, vectorized)
 
 
 def _prior(model: Program, num: int, seed: int) -> dict[str, Tensor]:
-    """Draws from a model that generates; of others, nothing."""
+    """Return draws from a model that generates; nothing for other models."""
     try:
         return prior_predictive(model, num, seed=seed)
     except PairError:
         return {}
 
 
-def _observed(model: Program, guide: Program, x: Tensor) -> dict[str, Tensor]:
-    """What the model observes, ``[batch, *event]``, with NaN where an entry is missing."""
-    sites = sample_sites(replay(model, trace(guide, (x,), {}), (x,), {}))
+def _observed(pair: Pair) -> dict[str, Tensor]:
+    """Return the values that the model observes, ``[batch, *event]``, with NaN where an entry is missing."""
+    sites = pair.model_sites(pair.run_guide())
     values = observed_values(sites)
-    if not takes_missing(model):
+    if not takes_missing(pair.model):
         return values
-    return {name: value.masked_fill(_missing(sites[name], value, x), torch.nan) for name, value in values.items()}
+    return {name: value.masked_fill(_missing(sites[name], value, pair.x), torch.nan) for name, value in values.items()}
 
 
 def _missing(site: Any, value: Tensor, x: Tensor) -> Tensor:
-    """Where an observed value is none: where x is NaN, or the site is masked."""
+    """Return where an observed value is missing: where x is NaN, or the site is masked."""
     fn, mask = site["fn"], site["mask"]
     while not isinstance(fn, MaskedDistribution) and hasattr(fn, "base_dist"):
         fn = fn.base_dist
@@ -270,6 +289,6 @@ def _sum(terms: dict[str, Tensor]) -> Tensor:
 
 
 def _array(value: Tensor, num_chains: int, dims: list[str]) -> tuple[list[str], np.ndarray]:
-    """Draws, the first chain's first, as chains of draws."""
+    """Return dimensions and array of draws, split into chains."""
     array = value.detach().cpu().numpy()
     return ["chain", "draw", *dims], array.reshape(num_chains, -1, *array.shape[1:])

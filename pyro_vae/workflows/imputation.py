@@ -12,16 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.arrays import as_mask, as_tensor
-from ..errors import ConfigError, PairError, require_count
+from ..errors import ConfigError, require_count
 from ..models.incomplete import Incomplete
 from ..ops import verdicts
 from ..ops.pareto import pareto_k
 from ..ops.verdicts import Judgement
 from ..ops.weights import ess, quantile, weights_of
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.traces import Program, observed_values, replay, sample_sites, trace
-from .weighted import Weighted, replicates, some_of, weighted_blocks
+from ..pairs.pair import Pair
+from ..pairs.traces import observed_site
+from .weighted import Weighted, replicates, require_from_prior, weighted_blocks
 
 
 class Imputation(NamedTuple):
@@ -111,41 +110,27 @@ def impute(
         raise ConfigError(f"level={level}: expected a probability between 0 and 1, such as 0.9")
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no spread")
     num_imputations = require_count("num_imputations", num_imputations)
-    from_prior = some_of(num_particles, num_particles // 2 if from_prior is None else from_prior)
+    from_prior = require_from_prior(num_particles, num_particles // 2 if from_prior is None else from_prior)
     incomplete = Incomplete(pair)
     model, guide = incomplete.model, incomplete.guide
-    x, parts = data_for(_with_nan(as_tensor(x), mask), model, guide), []
-    with untouched(model, guide, seed=(seed, "impute")):
-        for block in weighted_blocks(
-            model, guide, x, num_particles=num_particles, max_bytes=max_bytes, from_prior=from_prior
-        ):
-            with untouched(model, guide, seed=(seed, "observed")):
-                _require_x_itself(model, guide, block.x)
-            parts.append(_imputed(model, block, num_imputations, level))
+    opened, parts = Pair.of(model, guide, _with_nan(as_tensor(x), mask)), []
+    with opened.evaluation(seed, "impute"):
+        for block in weighted_blocks(opened, num_particles=num_particles, max_bytes=max_bytes, from_prior=from_prior):
+            with block.pair.evaluation(seed, "observed"):
+                observed_site(block.pair.model_sites(block.pair.run_guide()), block.pair.x)
+            parts.append(_imputed(block, num_imputations, level))
     return Imputation.joined(parts)
 
 
-def _require_x_itself(model: Program, guide: Program, x: Tensor) -> None:
-    sites = observed_values(sample_sites(replay(model, trace(guide, (x,), {}), (x,), {})))
-    if len(sites) != 1:
-        raise PairError(f"found observed sites {sorted(sites)}, expected one, whose missing values are imputed")
-    ((name, value),) = sites.items()
-    if value.shape != x.shape or not torch.allclose(value.to(x)[~x.isnan()], x[~x.isnan()]):
-        raise PairError(
-            f"site {name!r} observes something else than x: values to be imputed are on its scale, so give the pair "
-            "data that it observes as they are"
-        )
-
-
-def _imputed(model: Program, block: Weighted, num_imputations: int, level: float) -> Imputation:
-    sites = replicates(model, block.z, block.x, block.vectorized)
-    ((values, fns),) = sites.values()
-    values = values.to(block.x)  # categories come as whole numbers
+def _imputed(block: Weighted, num_imputations: int, level: float) -> Imputation:
+    ((values, fns),) = replicates(block.pair, block.z).values()
+    values = values.to(block.pair.x).reshape(*values.shape[:2], *block.pair.x.shape[1:])  # categories are whole numbers
     weights = weights_of(values, block.log_w)
     means = fns[0].mean if len(fns) == 1 and len(values) > 1 else torch.stack([fn.mean for fn in fns])
+    means = means.reshape(values.shape)
     means = torch.where(means.isfinite(), means, values)  # a category's number has none, nor has a Cauchy's value
     chosen = block._replace(z={"x": values}).resampled(num_imputations)["x"]
-    missing, x = block.x.isnan(), block.x.nan_to_num()
+    missing, x = block.pair.x.isnan(), block.pair.x.nan_to_num()
 
     def filled(imputed: Tensor) -> Tensor:
         return torch.where(missing, imputed.to(x), x)

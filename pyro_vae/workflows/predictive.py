@@ -16,10 +16,11 @@ from ..ops import verdicts
 from ..ops.pareto import pareto_k
 from ..ops.verdicts import Judgement
 from ..ops.weights import ess, weights_of
-from ..pairs.handlers import untouched
-from ..pairs.inputs import data_for
-from ..pairs.traces import Program, sample_sites, trace
-from .weighted import replicates, some_of, weighted_blocks
+from ..pairs.handlers import evaluation_mode
+from ..pairs.pair import Pair
+from ..pairs.running import Program, trace
+from ..pairs.traces import sample_sites
+from .weighted import replicates, require_from_prior, weighted_blocks
 
 
 class Prediction(NamedTuple):
@@ -57,7 +58,7 @@ def prior_predictive(model: Program, num: int, *, seed: int = 0) -> dict[str, Te
         {'z': (5, 2), 'x': (5, 6)}
     """
     num = require_count("num", num)
-    with untouched(model, seed=(seed, "prior_predictive")):
+    with evaluation_mode(model, seed=(seed, "prior_predictive")):
         try:
             drawn = {name: site["value"] for name, site in sample_sites(trace(model, (None, num), {})).items()}
         except PyroVaeError:
@@ -119,14 +120,14 @@ def posterior_predictive(
     """
     num_draws = require_count("num_draws", num_draws)
     few = require_count("num_particles", num_particles, least=num_draws) if corrected else num_draws
-    from_prior = some_of(few, from_prior)
+    from_prior = require_from_prior(few, from_prior)
     if from_prior and not corrected:
         raise ConfigError(f"from_prior={from_prior}: expected 0 with corrected=False, which has no weights")
-    x, parts = data_for(x, model, guide), []
-    with untouched(model, guide, seed=(seed, "posterior_predictive")):
-        for block in weighted_blocks(model, guide, x, num_particles=few, max_bytes=max_bytes, from_prior=from_prior):
+    pair, parts = Pair.of(model, guide, x), []
+    with pair.evaluation(seed, "posterior_predictive"):
+        for block in weighted_blocks(pair, num_particles=few, max_bytes=max_bytes, from_prior=from_prior):
             z = block.resampled(num_draws) if corrected else block.z
-            again = replicates(model, z, block.x, block.vectorized)
+            again = replicates(block.pair, z)
             parts.append({**z, **{name: value for name, (value, _) in again.items()}})
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
@@ -176,12 +177,10 @@ def predict(
         (True, 'ok')
     """
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
-    from_prior = some_of(num_particles, from_prior)
-    x, parts = data_for(x, model, guide), []
-    with untouched(model, guide, seed=(seed, "predict")):
-        for block in weighted_blocks(
-            model, guide, x, num_particles=num_particles, max_bytes=max_bytes, from_prior=from_prior
-        ):
+    from_prior = require_from_prior(num_particles, from_prior)
+    pair, parts = Pair.of(model, guide, x), []
+    with pair.evaluation(seed, "predict"):
+        for block in weighted_blocks(pair, num_particles=num_particles, max_bytes=max_bytes, from_prior=from_prior):
             values = function(block.z)
             if not isinstance(values, Tensor) or values.shape[:2] != block.log_w.shape:
                 found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

@@ -222,7 +222,7 @@ def test_unusable_options_are_refused(options, message):
 
 
 def test_a_model_that_does_not_observe_its_data_is_refused():
-    with pytest.raises(PairError, match=r"holds something else than x .*: transform the data before"):
+    with pytest.raises(PairError, match=r"holds something else than x .*: give the pair data that it observes"):
         calibration(elsewhere, its_guide, torch.zeros(4, 2))
 
 

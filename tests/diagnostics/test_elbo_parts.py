@@ -17,7 +17,7 @@ from pyro_vae.models.posteriors import DiagonalNormal
 from pyro_vae.models.priors import StandardNormal, VampPrior
 from pyro_vae.objectives import ELBO, IWAE
 from pyro_vae.pairs.handlers import unregistered
-from pyro_vae.pairs.memory import room
+from pyro_vae.pairs.pair import Pair
 from tests.objectives.test_objectives import OBJECTIVES
 from tests.statistics import assert_mean, assert_not_mean
 
@@ -317,7 +317,7 @@ def test_a_vamp_prior_does_not_silently_follow_what_was_replaced(part):
 def test_a_prior_of_many_components_takes_its_room(prior):
     few, many = (mlp_vae(prior=prior, num_components=num, latent_dim=20) for num in (2, 500))
     with unregistered():
-        rows = [room(vae.model, vae.guide, binary(4, 6), 2**24)[0] for vae in (few, many)]
+        rows = [Pair.of(vae.model, vae.guide, binary(4, 6)).capacity(2**24) for vae in (few, many)]
     assert rows[1] == 2**24 // (8 * 4 * 500 * 20)  # eight copies of what the density of one row holds
     assert rows[0] > 50 * rows[1]
 

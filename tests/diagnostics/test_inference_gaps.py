@@ -14,7 +14,10 @@ import pyro_vae as pv
 from pyro_vae.diagnostics import inference_gaps
 from pyro_vae.errors import ConfigError, DataError, PairError
 from pyro_vae.pairs.density import Density
-from pyro_vae.samplers import FAMILIES, Plan, best_member, compared, start_of
+from pyro_vae.pairs.pair import Pair
+from pyro_vae.samplers.families import FAMILIES
+from pyro_vae.samplers.gaussian_fit import gaussian_of_guide
+from pyro_vae.samplers.local_svi import Plan, best_member, compared
 from tests.objectives.test_objectives import conv, hand_written, two_layer
 from tests.statistics import assert_mean, assert_not_mean
 from tests.test_exams import E5_ELBO, E5_LOG_P, E5_X, linear, tanh_vae
@@ -53,8 +56,8 @@ class TestExact:
 
     def test_e2_best_mean_field_is_its_closed_form(self):
         problem = linear()
-        density = Density(problem.model, problem.guide(**E2_GUIDE), e2())
-        start = start_of(density, 1000)
+        density = Density(Pair.of(problem.model, problem.guide(**E2_GUIDE), e2()))
+        start = gaussian_of_guide(density, 1000)
         assert start.exact
         torch.testing.assert_close(start.loc, problem.posterior(e2()).mean + torch.tensor([0.1, -0.2]))
         torch.testing.assert_close(start.scale_tril[0], torch.diag(torch.tensor(E2_GUIDE["scale"])))
@@ -117,8 +120,8 @@ class TestExact:
         x = problem.sample(20, seed=3)
         found = gaps_of(problem, problem.guide(mean_field=True), x, num_steps=3, learning_rate=2.0)
         assert (found.amortisation > -5 * found.amortisation_stderr - 1e-9).all()
-        density = Density(problem.model, problem.guide(mean_field=True), x)
-        start = start_of(density, 1000)
+        density = Density(Pair.of(problem.model, problem.guide(mean_field=True), x))
+        start = gaussian_of_guide(density, 1000)
         member = FAMILIES["diagonal"](start.loc, start.scale_tril)
         harmed = [torch.full_like(parameter, 2.0) for parameter in member.parameters]
         guide, local, _ = compared(density, start, member, harmed, Plan(0, 1000, 0.1, 10, 1000))
@@ -175,8 +178,8 @@ def test_e5_parts_of_every_family():
 def test_the_draws_that_were_optimised_on_would_flatter():
     # Few draws, used again and again: the ELBO on them is above log p(x), on fresh ones it is not.
     vae, x = tanh_vae(), E5_X.expand(30, 4)
-    density = Density(vae.model, vae.guide, x)
-    start = start_of(density, 1000)
+    density = Density(Pair.of(vae.model, vae.guide, x))
+    start = gaussian_of_guide(density, 1000)
     member = FAMILIES["full"](start.loc, start.scale_tril)
     noise = torch.randn(5, 30, 2)
     leaf = [parameter.clone().requires_grad_() for parameter in member.parameters]
@@ -275,7 +278,7 @@ def test_a_constrained_latent_is_a_gaussian_where_its_logarithm_is():
     found = inference_gaps(model, guide, x, log_evidence=torch.full((40,), -1.6850044206), num_steps=200)
     assert found.approximation.abs().max() < 1e-4
     assert_mean(found.amortisation, 0.1539341126)
-    assert start_of(Density(model, guide, x), 1000).exact
+    assert gaussian_of_guide(Density(Pair.of(model, guide, x)), 1000).exact
 
 
 @pytest.mark.usefixtures("float64")
@@ -285,7 +288,7 @@ def test_what_is_not_gaussian_is_started_from_its_draws():
             pyro.sample("z", dist.Laplace(torch.tensor([0.5, -1.0]).expand(len(x), 2), 0.3).to_event(1))
 
     problem = linear()
-    start = start_of(Density(problem.model, guide, e2(200)), 100)
+    start = gaussian_of_guide(Density(Pair.of(problem.model, guide, e2(200))), 100)
     assert not start.exact
     assert_mean(start.loc, torch.tensor([0.5, -1.0]))
     assert_mean(start.scale_tril.square().sum(-1), 2 * 0.3**2)

@@ -17,9 +17,10 @@ from pyro_vae.evidence import ais, sandwich, smc
 from pyro_vae.ops.hmc import init, leapfrog
 from pyro_vae.ops.streaming import LogMoments
 from pyro_vae.pairs.density import Density
+from pyro_vae.pairs.pair import Pair
 from pyro_vae.pairs.simulation import simulate
-from pyro_vae.samplers.chunks import per_chain
-from pyro_vae.samplers.tempering import Path, anneal, temperatures
+from pyro_vae.samplers.chunks import chain_bytes
+from pyro_vae.samplers.tempering import TemperedPath, anneal, temperatures
 from pyro_vae.samplers.tuning import tune
 from tests.objectives.test_objectives import conv, hand_written, perceptron, pixels, standard_normal, two_layer
 from tests.statistics import assert_mean, assert_not_mean
@@ -52,7 +53,7 @@ E3_X, E3_LOG_P, E3_GAP = (1.0, -0.5, 0.3, 0.8, -1.2), -7.2252875887, 5.283591459
 def e3(num):
     problem = linear()
     x = torch.tensor(E3_X, dtype=torch.float64).expand(num, 5)
-    return problem, x, Path(Density(problem.model, problem.guide(), x), "prior")
+    return problem, x, TemperedPath(Density(Pair.of(problem.model, problem.guide(), x)), "prior")
 
 
 def tempered(beta):
@@ -73,7 +74,7 @@ def exact_transition(path, betas):
 def both_ways(path, betas, transition, num_chains):
     """Single log-weights from below and from above."""
     up = anneal(path.begin(path.draw(num_chains), 0.0), betas, transition)
-    posterior = tempered(1.0).sample((num_chains, len(path.density.x)))
+    posterior = tempered(1.0).sample((num_chains, len(path.density)))
     return up.flatten(), anneal(path.begin(posterior, 1.0), betas, transition, reverse=True).flatten()
 
 
@@ -224,7 +225,7 @@ def foreign(build):
         torch.manual_seed(0)
         model, guide, _, x = build(num=6)
         with torch.no_grad():
-            density = Density(model, guide, x)
+            density = Density(Pair.of(model, guide, x))
             found = LogMoments.of(torch.cat([density.terms(density.draw(1000)).log_w for _ in range(20)]))
     return model, guide, x, found.log_mean, found.stderr
 
@@ -331,7 +332,7 @@ def weighing_after_the_move(steps, state):
 def test_wrong_chains_are_found_out():
     problem = linear()
     x = problem.sample(1000, seed=5)
-    path = Path(Density(problem.model, problem.guide(inflate=1.5), x), "guide")
+    path = TemperedPath(Density(Pair.of(problem.model, problem.guide(inflate=1.5), x)), "guide")
     steps = tune(path, temperatures(6, "sigmoid"), num_steps=2, most=8)
 
     def ratio(transition):
@@ -352,7 +353,7 @@ def test_the_pilot_finds_steps_that_are_accepted():
     x = problem.sample(40, seed=6)
     x[20:] *= 4
     for start, guide in (("guide", {"inflate": 0.3}), ("guide", {"inflate": 3.0}), ("prior", {})):
-        path = Path(Density(problem.model, problem.guide(**guide), x), start)
+        path = TemperedPath(Density(Pair.of(problem.model, problem.guide(**guide), x)), start)
         betas = temperatures(20, "sigmoid")
         steps = tune(path, betas, num_steps=2, most=8)
         state, accepted = path.begin(path.draw(100), 0.0), []
@@ -519,7 +520,7 @@ def test_evaluations_are_counted(start):
 
 def test_another_temperature_costs_no_evaluation_and_the_guide_runs_once():
     model, guide, modules, x = hand_written(num=5)
-    path = Path(Density(model, guide, x), "guide")
+    path = TemperedPath(Density(Pair.of(model, guide, x)), "guide")
     seen = []
     modules[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
     steps = tune(path, temperatures(4, "linear"), num_steps=2, most=8)
@@ -534,7 +535,7 @@ def test_blocks_fit_the_memory_and_keep_the_order():
     problem = linear()
     x = problem.sample(5, seed=8)
     exact, guide = problem.log_evidence(x), problem.guide(inflate=1.2)
-    assert per_chain(problem.model, guide, x[:1], "guide") < 2000
+    assert chain_bytes(Pair.of(problem.model, guide, x), "guide") < 2000
     for max_bytes in (1, 60_000):
         for estimate in (ais, functools.partial(smc, num_populations=4, start="prior")):
             found = estimate(
@@ -665,10 +666,10 @@ def test_latents_that_did_not_make_the_data_are_refused(method, z, error, messag
 def test_unknown_options_and_too_few_draws_are_refused():
     problem = linear()
     x, z = simulate(problem.model, torch.zeros(3, 5))
-    with pytest.raises(ConfigError, match="schedule='cosine': expected 'sigmoid' or 'linear'"):
+    with pytest.raises(ConfigError, match="schedule='cosine': expected one of 'sigmoid', 'linear'"):
         temperatures(3, "cosine")
-    with pytest.raises(ConfigError, match="method='smc': expected 'ais' or 'iwae'"):
-        require_one_of("method", "smc", "ais", "iwae")
+    with pytest.raises(ConfigError, match="method='smc': expected one of 'ais', 'iwae'"):
+        require_one_of("method", "smc", ("ais", "iwae"))
     with pytest.raises(ConfigError, match="num_particles=2: expected at least 3"):
         sandwich(problem.model, problem.guide(), x, z, method="iwae", num_particles=2)
 

@@ -15,8 +15,9 @@ from pyro_vae.evidence import budget as drawing
 from pyro_vae.evidence import from_weights as sampling
 from pyro_vae.evidence import importance, psis
 from pyro_vae.ops.streaming import TailMoments
-from pyro_vae.pairs import memory
+from pyro_vae.pairs import pair
 from pyro_vae.pairs import vectorization as probing
+from pyro_vae.pairs.memory import Footprint
 from tests.objectives.test_objectives import conv, hand_written, pixels, two_layer
 from tests.statistics import assert_mean
 from tests.test_exams import E2_LOG_P, e2_data, linear
@@ -208,7 +209,7 @@ def own_parameters(num):
 @pytest.mark.parametrize("proposal", ["guide", "defensive"])
 def test_rows_that_cannot_be_given_alone_are_drawn_together(proposal):
     model, guide, x, exact = own_parameters(7)
-    assert not probing.rows_apart(model, guide, x)
+    assert not probing.rows_are_independent(model, guide, x)
     found = importance(model, guide, x, proposal=proposal, target_stderr=0.02)
     assert_right(found, exact)
     assert (found.stderr <= 0.02).all()
@@ -240,7 +241,7 @@ def small_vae():
 def decoded(monkeypatch):
     """Rows of latents that the decoder of a VAE saw, without those that only tried out what the pair can do."""
     monkeypatch.setattr(probing, "_same_alone_and_elsewhere", lambda *_: True)
-    monkeypatch.setattr(memory, "_bytes_per_row", lambda *_: 5000)
+    monkeypatch.setattr(pair, "measured", lambda *_: Footprint(625, 3, 1))
     vae, x = small_vae()
     rows = []
     vae.decoder.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0][..., 0].numel()))

@@ -14,7 +14,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, PairError, ShapeError
 from pyro_vae.evidence import elbo, importance
-from pyro_vae.pairs.particles import particle_chunks
+from pyro_vae.pairs.pair import Pair
+from pyro_vae.pairs.particles import particle_blocks
 from tests.objectives.test_objectives import (
     conv,
     hand_written,
@@ -176,7 +177,7 @@ def test_the_size_of_blocks_changes_the_draws_and_nothing_else(estimate):
 
 def blocks(model, guide, x, **options):
     with torch.no_grad():
-        return list(particle_chunks(model, guide, x, **options))
+        return list(particle_blocks(Pair.of(model, guide, x), **options))
 
 
 @pytest.mark.parametrize("build", [hand_written, two_layer, conv])

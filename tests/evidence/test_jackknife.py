@@ -12,8 +12,8 @@ from pyro_vae.evidence import importance, jackknife
 from pyro_vae.evidence.jackknife import _first_order, _second_order
 from pyro_vae.ops import weights
 from pyro_vae.ops.streaming import TailMoments
-from pyro_vae.pairs.handlers import untouched
-from pyro_vae.pairs.particles import particle_chunks
+from pyro_vae.pairs.pair import Pair
+from pyro_vae.pairs.particles import particle_blocks
 from tests.ops.test_weights import gamma_weights, iwae_of_gamma, jackknife_coefficients
 from tests.statistics import assert_mean, assert_not_mean
 
@@ -202,8 +202,9 @@ def test_it_is_the_jackknife_of_the_weights_that_were_drawn(order, proposal):
     assert torch.equal(found.num_evaluations, plain.num_evaluations)
     assert ((found.value - plain.value).abs() < plain.stderr.square() * 5).all()
     if proposal == "guide":
-        with untouched(problem.model, guide, seed=(0, "evidence")):
-            blocks = list(particle_chunks(problem.model, guide, x, **options))
+        pair = Pair.of(problem.model, guide, x)
+        with pair.evaluation(0, "evidence"):
+            blocks = list(particle_blocks(pair, **options))
         log_w = torch.cat([torch.cat([part for rows, part in blocks if rows == span]) for span in spans(blocks)], 1)
         torch.testing.assert_close(found.value, weights.jackknife(log_w, order), rtol=1e-8, atol=1e-8)
 

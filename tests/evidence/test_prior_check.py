@@ -10,7 +10,8 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.evidence import ais, importance, jackknife, psis, recommend, smc
-from pyro_vae.evidence.prior_check import second_opinion
+from pyro_vae.evidence.prior_check import prior_check
+from pyro_vae.pairs.pair import Pair
 from tests.ops.test_verdicts import three_latents
 from tests.test_exams import linear
 
@@ -116,7 +117,7 @@ def test_a_pair_that_knows_its_datapoints_gets_none():
 def test_it_does_not_depend_on_blocks():
     model, guide, x = two_modes()
     found = importance(model, guide, x, num_particles=300)
-    whole, pieces = (second_opinion(found, model, guide, x, seed=0, max_bytes=size) for size in (2**26, 2**12))
+    whole, pieces = (prior_check(found, Pair.of(model, guide, x), seed=0, max_bytes=size) for size in (2**26, 2**12))
     assert np.array_equal(whole.verdict, pieces.verdict)
 
 

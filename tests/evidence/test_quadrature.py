@@ -16,11 +16,12 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, DataError, PairError
 from pyro_vae.evidence import ais, importance, quadrature
-from pyro_vae.evidence.grid import Lattice
-from pyro_vae.evidence.latent_sums import Direct, Shared, at_nodes
+from pyro_vae.evidence.grid import Grid
+from pyro_vae.evidence.latent_sums import DirectSums, SharedSums, sums_over
 from pyro_vae.ops.pairwise import pairwise_log_prob
 from pyro_vae.ops.streaming import LogMoments
 from pyro_vae.pairs.density import Density
+from pyro_vae.pairs.pair import Pair
 from tests.objectives.test_objectives import ConvDecoder, conv, hand_written, normal, one_layer, perceptron
 from tests.objectives.test_objectives import pixels as single_pixels
 
@@ -163,7 +164,7 @@ def test_a_network_that_does_not_fit_is_refused(wrong):
 
 
 def densities(pair, x):
-    return [Density(*pair, x)]
+    return [Density(Pair.of(*pair, x))]
 
 
 @pytest.mark.parametrize(("widths", "right"), [(1.0, True), (3.0, False)])
@@ -171,10 +172,10 @@ def test_a_coarse_step_fails_the_same_check(widths, right):
     problem = e2()
     x = problem.sample(50, seed=0)
     with torch.no_grad():
-        nodes = at_nodes(densities((problem.model, problem.guide()), x), max_bytes=2**26, count=id)
+        nodes = sums_over(densities((problem.model, problem.guide()), x), max_bytes=2**26, on_progress=id)
         step = widths * torch.linalg.inv(problem.posterior_covariance).diagonal().rsqrt()
-        lattice = Lattice.covering(torch.full((2,), -8.0), torch.full((2,), 8.0), step, most=10**6)
-        value = nodes.log_sums(lattice, torch.arange(50)).log_sum + lattice.log_cell
+        grid = Grid.covering(torch.full((2,), -8.0), torch.full((2,), 8.0), step, most=10**6)
+        value = nodes.log_sums(grid, torch.arange(50)).log_sum + grid.log_cell
     assert exact(value, problem.log_evidence(x), 1e-7) is right
 
 
@@ -309,8 +310,8 @@ def test_other_likelihoods(name):
     expected = dense(lambda z: scored(make(z), x))
     assert_exact(quadrature(model, guide, x), expected)
     with torch.no_grad():
-        nodes = at_nodes(densities((model, guide), x), max_bytes=2**26, count=id)
-    assert isinstance(nodes, Shared)
+        nodes = sums_over(densities((model, guide), x), max_bytes=2**26, on_progress=id)
+    assert isinstance(nodes, SharedSums)
 
 
 def test_two_observed_sites_and_a_factor():
@@ -419,7 +420,7 @@ def test_two_sites_of_one_dimension():
     expected = dense(log_likelihood, width=12.0)
     assert_exact(quadrature(model, guide, x), expected)
     with torch.no_grad():
-        assert isinstance(at_nodes(densities((model, guide), x), max_bytes=2**26, count=id), Shared)
+        assert isinstance(sums_over(densities((model, guide), x), max_bytes=2**26, on_progress=id), SharedSums)
 
 
 def test_a_two_site_pair_meets_its_closed_form():
@@ -492,9 +493,11 @@ def test_a_likelihood_that_depends_on_x_is_evaluated_row_by_row():
     assert_exact(quadrature(conditional, guide, x, max_bytes=2**12), expected)
     with torch.no_grad():
         parts = densities((conditional, guide), x)
-        assert isinstance(at_nodes(parts, max_bytes=2**26, count=id), Direct)
-        lattice = Lattice.covering(torch.tensor([-8.0]), torch.tensor([8.0]), torch.tensor([0.02]), most=10**6)
-        wrong = Shared(parts, max_bytes=2**26, count=id).log_sums(lattice, torch.arange(6)).log_sum + lattice.log_cell
+        assert isinstance(sums_over(parts, max_bytes=2**26, on_progress=id), DirectSums)
+        grid = Grid.covering(torch.tensor([-8.0]), torch.tensor([8.0]), torch.tensor([0.02]), most=10**6)
+        wrong = (
+            SharedSums(parts, max_bytes=2**26, on_progress=id).log_sums(grid, torch.arange(6)).log_sum + grid.log_cell
+        )
     assert not exact(wrong, expected, 0.01)  # what sharing would have said
 
 
@@ -527,7 +530,7 @@ def test_a_guide_with_a_parameter_for_each_row_does_not_hinder_sharing():
     assert_exact(quadrature(model, guide, x), dist.Normal(0.0, 2**0.5).log_prob(x[:, 0]))
     assert list(pyro.get_param_store()) == ["loc"]
     with torch.no_grad():
-        assert isinstance(at_nodes(densities((model, guide), x), max_bytes=2**26, count=id), Shared)
+        assert isinstance(sums_over(densities((model, guide), x), max_bytes=2**26, on_progress=id), SharedSums)
 
 
 def test_a_mask_is_respected():

@@ -243,7 +243,7 @@ BAD = {
     ),
     "no pair": (lambda vae: pv.Incomplete(3), PairError, "found int"),
     "no mask": (lambda vae: pv.Incomplete((lambda x: None, vae.guide)), PairError, "the model takes no mask="),
-    "number beside data": (lambda vae: vae.model(torch.zeros(2, 2, 3), 3), ConfigError, "num=3: found 2 datapoints in x"),
+    "number beside data": (lambda vae: vae.model(torch.zeros(2, 2, 3), 3), ConfigError, "num=3: found 2"),
     "no draws of the guide": (lambda vae: pv.impute(vae, torch.zeros(2, 2, 3), from_prior=1000), ConfigError, "fewer"),
     "noise of another size": (lambda vae: pv.decoder_prior(vae).at({"z": torch.zeros(3)}), ShapeError, "expected val"),
     "noise of another site": (lambda vae: pv.decoder_prior(vae).at({"w": torch.zeros(2)}), ShapeError, "'z': 2"),

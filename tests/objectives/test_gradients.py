@@ -717,7 +717,7 @@ def test_piwae_is_two_bounds_also_where_datapoints_are_mixed():
         loss(x)  # asks whether the networks take particles, with draws of its own
         torch.manual_seed(2)
         pair.zero_grad()
-        objective._verdicts.of = lambda *_: Vectorized(model=True, guide=True)
+        objective._cache.of = lambda *_: Vectorized(model=True, guide=True)
         loss(x).backward()
         return pair.encoder.weight.grad.clone(), pair.decoder[1].weight.grad.clone()
 

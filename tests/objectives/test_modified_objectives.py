@@ -15,6 +15,7 @@ from pyro_vae.errors import ConfigError, DataError, PairError, require_number
 from pyro_vae.objectives import CUBO, ELBO, BetaTCVAE, BetaVAE, FreeBits, InfoVAE, ReweightedWakeSleep
 from pyro_vae.objectives.beta_tcvae import log_aggregate
 from pyro_vae.objectives.info_vae import mmd
+from pyro_vae.pairs.pair import Pair
 from pyro_vae.training.schedules import CyclicalWarmup, LinearWarmup
 from tests.objectives.test_gradients import LAYERED_X, Layered
 from tests.statistics import assert_mean, assert_not_mean
@@ -242,7 +243,7 @@ def test_free_bits_by_draws():
 def parts_kl(problem, x):
     """The KL term of the same draws, averaged over datapoints, for each of them."""
     torch.manual_seed(1)
-    sites = ELBO()._sites(problem.model, problem.guide(), (x,), {})
+    sites = ELBO()._sites(Pair(problem.model, problem.guide(), (x,), {}))
     return sites.divergence.mean().expand(len(x))
 
 

@@ -31,7 +31,7 @@ from pyro_vae.objectives import (
     Renyi,
     ReweightedWakeSleep,
 )
-from pyro_vae.objectives.gradients import FLOWS
+from pyro_vae.objectives.gradients import PATHS
 from pyro_vae.training.schedules import LinearWarmup
 from tests.statistics import assert_mean
 
@@ -716,7 +716,7 @@ def test_discrete_sites_are_trained_on_or_a_gradient_that_would_miss_a_term_is_r
     logits, x = nn.Linear(3, 3), torch.randn(4, 3)
     guide = binary_guide(logits)
     assert objective.loss(binary_latent, guide, x) > -10  # the value alone needs no gradient
-    if FLOWS[objective.gradient] == "score":
+    if PATHS[objective.gradient] == "score":
         objective(binary_latent, guide)(x).backward()
         assert all(parameter.grad.abs().max() > 0 for parameter in logits.parameters())
         return

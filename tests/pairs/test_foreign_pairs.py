@@ -190,8 +190,8 @@ def test_a_verdict_is_one_for_each_value_of_a_flag():
         pair.guide(x)
 
     objective = IWAE(num_particles=3)
-    assert objective._verdicts.of(model, guide, (x, False), {}).model
-    assert not objective._verdicts.of(model, guide, (x, True), {}).model
+    assert objective._cache.of(model, guide, (x, False), {}).model
+    assert not objective._cache.of(model, guide, (x, True), {}).model
 
 
 def decoded_by(net, x):
@@ -203,24 +203,24 @@ def decoded_by(net, x):
 def test_a_verdict_on_one_network_is_none_on_another():
     pair, x = FirstColumn(), torch.linspace(-2, 2, 10)
     safe, unsafe = (lambda z: pair.decoder(z)[..., 0]), (lambda z: pair.decoder(z)[:, 0])
-    verdicts = IWAE(num_particles=3)._verdicts
+    cache = IWAE(num_particles=3)._cache
     for _ in range(2):  # the third call is not asked about anew
-        assert verdicts.of(partial(decoded_by, safe), pair.guide, (x,), {}).model
-    assert not verdicts.of(partial(decoded_by, unsafe), pair.guide, (x,), {}).model
+        assert cache.of(partial(decoded_by, safe), pair.guide, (x,), {}).model
+    assert not cache.of(partial(decoded_by, unsafe), pair.guide, (x,), {}).model
 
     def guide(net, x):
         pair.guide(x)
 
     for _ in range(2):
-        assert verdicts.of(decoded_by, guide, (safe, x), {}).model
-    assert not verdicts.of(decoded_by, guide, (unsafe, x), {}).model
+        assert cache.of(decoded_by, guide, (safe, x), {}).model
+    assert not cache.of(decoded_by, guide, (unsafe, x), {}).model
 
 
 def test_arguments_that_are_never_the_same_do_not_fill_the_memory():
-    vae, x, verdicts = pv.presets.mlp_vae(data_shape=(4,), hidden=(8,)), torch.ones(3, 4), IWAE()._verdicts
+    vae, x, cache = pv.presets.mlp_vae(data_shape=(4,), hidden=(8,)), torch.ones(3, 4), IWAE()._cache
     for step in range(600):
-        verdicts.of(vae.model, vae.guide, (x, step), {})
-    ((_, found),) = verdicts._found.values()
+        cache.of(vae.model, vae.guide, (x, step), {})
+    ((_, found),) = cache._answers.values()
     assert len(found) <= 512
 
 
@@ -228,7 +228,7 @@ def test_a_pair_of_partial_functions_made_anew_is_one_pair():
     pair, x, objective = FirstColumn(), torch.linspace(-2, 2, 10), IWAE(num_particles=3)
     for _ in range(5):
         objective.loss(partial(pair.model), partial(pair.guide), x)
-    ((_, found),) = objective._verdicts._found.values()
+    ((_, found),) = objective._cache._answers.values()
     assert [calls for _, calls in found.values()] == [5]
 
 
@@ -237,8 +237,8 @@ def test_a_verdict_outlives_neither_its_pair_nor_a_copy():
     for _ in range(100):
         pair = FirstColumn()
         objective.loss(pair.model, pair.guide, torch.randn(3))
-    assert len(objective._verdicts._found) <= 4
-    assert not pickle.loads(pickle.dumps(objective))._verdicts._found
+    assert len(objective._cache._answers) <= 4
+    assert not pickle.loads(pickle.dumps(objective))._cache._answers
 
 
 def test_a_flow_that_has_no_inverse_is_a_guide():

@@ -14,9 +14,10 @@ from pyro_vae.evidence import importance
 from pyro_vae.evidence.budget import require_proposal
 from pyro_vae.ops.choices import Proposal, names
 from pyro_vae.pairs.density import Density
+from pyro_vae.pairs.pair import Pair
 from pyro_vae.samplers import fitted_proposal as refinement
 from pyro_vae.samplers import proposals
-from pyro_vae.samplers.fitted_proposal import REFINEMENT_EVALUATIONS, inflation
+from pyro_vae.samplers.fitted_proposal import FIT_EVALUATIONS, inflation
 from tests.objectives.test_objectives import conv, hand_written, pixels, two_layer
 from tests.ops.test_verdicts import three_latents
 from tests.statistics import assert_mean
@@ -105,7 +106,7 @@ def test_no_weight_exceeds_ten_times_the_likelihood():
     problem, guide = conjugate(0.3)
     x = problem.sample(20, seed=0)
     with torch.no_grad():
-        ((_, log_w),) = proposals.Defensive(problem.model, guide, x, 2**26)(torch.arange(20), 1000)
+        ((_, log_w),) = proposals.DefensiveProposal(Pair.of(problem.model, guide, x), 2**26)(torch.arange(20), 1000)
     most = dist.Normal(0.0, 0.5**0.5).log_prob(torch.zeros(())) + math.log(10)  # at x = z
     assert log_w.shape == (1000, 20)
     assert (log_w <= most + 1e-9).all()
@@ -176,7 +177,7 @@ def test_the_answer_of_a_refined_proposal_does_not_depend_on_the_guide():
     for guide in (problem.guide(inflate=1 / 3), problem.guide(shift=(1.0, -1.0, 0.5)), problem.guide(inflate=3.0)):
         found = importance(problem.model, guide, x, num_particles=1000, proposal="refined")
         assert (found.num_particles == 1000).all()
-        assert (found.num_evaluations == 1000 + REFINEMENT_EVALUATIONS).all()
+        assert (found.num_evaluations == 1000 + FIT_EVALUATIONS).all()
         assert found.ess.median() == pytest.approx(500, rel=0.15)
         assert found.share("ok") == 1
         assert_mean((found.value - exact) / found.stderr, 0.0)

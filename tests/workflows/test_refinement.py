@@ -15,10 +15,11 @@ from benchmarks.refinement import BUDGETS, digits, examined, table
 from pyro_vae.errors import ConfigError, DataError, PairError
 from pyro_vae.ops import hmc
 from pyro_vae.pairs.density import Density
-from pyro_vae.samplers import start_of
-from pyro_vae.samplers.tempering import Path
+from pyro_vae.pairs.pair import Pair
+from pyro_vae.samplers import chains as moves
+from pyro_vae.samplers.gaussian_fit import gaussian_of_guide
+from pyro_vae.samplers.tempering import TemperedPath
 from pyro_vae.workflows.refinement import convergence as mixing
-from pyro_vae.workflows.refinement import hmc as moves
 from tests.diagnostics.test_inference_gaps import positive_pair
 from tests.objectives.test_objectives import conv, two_layer
 from tests.statistics import assert_mean, assert_not_mean
@@ -263,8 +264,8 @@ class TestChains:
             dist.Categorical(logits=log_share), dist.Normal(100 / 101 * means, (100 / 101) ** 0.5)
         )
         num = 200_000
-        path = Path(Density(model, guide, torch.zeros(1)), "guide")
-        whitened = moves.Whitened(path, start_of(path.density, num), num)
+        path = TemperedPath(Density(Pair.of(model, guide, torch.zeros(1))), "guide")
+        whitened = moves.Whitened(path, gaussian_of_guide(path.density, num), num)
 
         def in_the_second():
             torch.manual_seed(0)

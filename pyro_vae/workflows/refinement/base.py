@@ -7,20 +7,20 @@ __all__ = ["Plan", "Refinement", "implied_evidence", "weighed"]
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...evidence.base import LogEvidence
 from ...evidence.importance import of_weights
-from ...ops.means import Mean
 from ...ops import verdicts
+from ...ops.means import Mean
 from ...ops.verdicts import Judgement
-from ...samplers import Full, Start, fitted
+from ...samplers.families import Full
 from ...samplers.fitted_proposal import inflation, mixture_weights
+from ...samplers.gaussian_fit import GuideGaussian, fitted
 from ...samplers.proposals import even_blocks
-from ...samplers.tempering import Path
+from ...samplers.tempering import TemperedPath
 
 
 class Plan(NamedTuple):
@@ -100,18 +100,18 @@ class Refinement(NamedTuple):
         )
 
 
-Method = Callable[[Path, int, Plan], Refinement]
+Method = Callable[[TemperedPath, int, Plan], Refinement]
 """From some rows of data, how many particles fit into memory at once, and what was asked for."""
 
 
-def weighed(path: Path, num: int, most: int) -> tuple[Tensor, Float[Tensor, "particles batch"]]:
+def weighed(path: TemperedPath, num: int, most: int) -> tuple[Tensor, Float[Tensor, "particles batch"]]:
     """Draws from the guide, and their log-weights."""
     blocks = [path.draw(min(most, num - done)) for done in range(0, num, most)]
     return torch.cat(blocks), torch.cat([path.log_weights(u) for u in blocks])
 
 
 def implied_evidence(
-    path: Path, u: Float[Tensor, "draws batch latent"], start: Start, most: int, num_particles: int
+    path: TemperedPath, u: Float[Tensor, "draws batch latent"], start: GuideGaussian, most: int, num_particles: int
 ) -> LogEvidence:
     r"""Importance sampling from the Gaussian of the draws' mean and covariance, with fresh draws.
 
@@ -126,7 +126,7 @@ def implied_evidence(
     member = Full(g.loc, inflation(u.shape[-1]) * g.scale_tril)
     before, blocks = path.num_evaluations, []
     for size in even_blocks(num_particles, max(10, most)):
-        path.note(size)
+        path.count(size)
         blocks.append(mixture_weights(path.density, member, size))
     return of_weights(torch.cat(blocks), pilot=before)
 

@@ -7,16 +7,14 @@ __all__ = ["METHODS", "refine"]
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...errors import ConfigError, require_count, require_one_of
-from ...evidence.prior_check import second_opinion
+from ...evidence.prior_check import prior_check
 from ...ops.verdicts import Judgement
-from ...pairs.inputs import data_for
-from ...pairs.traces import Program
-from ...samplers import FAMILIES
+from ...pairs.pair import Pair
+from ...pairs.running import Program
 from ...samplers.chunks import blockwise
-from ...samplers.tempering import Path
+from ...samplers.families import FAMILIES
 from .base import Method, Plan, Refinement
 from .convergence import FEWEST
 from .hmc import hmc
@@ -122,21 +120,15 @@ def refine(
         "family": family,
     }
     plan = _plan(method, num_particles, {name: value for name, value in options.items() if value is not None})
-    x = data_for(x, model, guide)
-    if method == "nuts" and len(x) > 1:
+    pair = Pair.of(model, guide, x)
+    if method == "nuts" and len(pair) > 1:
         raise ConfigError(
-            f"method='nuts': found {len(x)} datapoints, expected one, since its chains run one after the other: refine "
-            "x[:1], or use method='hmc', which moves those of all datapoints together"
+            f"method='nuts': found {len(pair)} datapoints, expected one, since its chains run one after the other: "
+            "refine x[:1], or use method='hmc', which moves those of all datapoints together"
         )
-
-    def work(path: Path, span: slice, most: int) -> Refinement:
-        return METHODS[method](path, most, plan)
-
     parts = blockwise(
-        work,
-        model,
-        guide,
-        x,
+        lambda path, span, most: METHODS[method](path, most, plan),
+        pair,
         start="guide",
         num_chains=max(plan.num_chains, -(-plan.num_particles // _AT_ONCE)),
         evaluations=lambda most: _evaluations(plan),
@@ -144,7 +136,7 @@ def refine(
         max_bytes=max_bytes,
         progress=progress,
     )
-    return _with_second_opinion(Refinement.joined(parts), model, guide, x, seed=seed, max_bytes=max_bytes)
+    return _with_prior_check(Refinement.joined(parts), pair, seed=seed, max_bytes=max_bytes)
 
 
 def _plan(method: str, num_particles: int, given: dict[str, Any]) -> Plan:
@@ -169,12 +161,10 @@ def _evaluations(plan: Plan) -> int:
     return 3 * plan.num_particles + 10 * plan.num_steps + 2 * plan.num_chains * plan.num_warmup + 2 * plan.num_draws
 
 
-def _with_second_opinion(
-    found: Refinement, model: Program, guide: Program, x: torch.Tensor, *, seed: int, max_bytes: int
-) -> Refinement:
-    """Where draws from the prior say that a part of the posterior was overlooked, the draws overlook it, too."""
-    evidence = second_opinion(found.evidence, model, guide, x, seed=seed, max_bytes=max_bytes)
-    overlooked = evidence.reason != found.evidence.reason
+def _with_prior_check(found: Refinement, pair: Pair, *, seed: int, max_bytes: int) -> Refinement:
+    """Return the refinement with the verdict ``unreliable`` where draws from the prior find what it has missed."""
+    evidence = prior_check(found.evidence, pair, seed=seed, max_bytes=max_bytes)
+    missed = evidence.reason != found.evidence.reason
     texts = zip(found.judgement, evidence.judgement, strict=True)
-    judgement = Judgement(*(np.where(overlooked, after, before) for before, after in texts))
+    judgement = Judgement(*(np.where(missed, after, before) for before, after in texts))
     return found._replace(evidence=evidence, judgement=judgement)

@@ -10,11 +10,11 @@ from ...evidence.importance import of_weights
 from ...ops.pareto import smooth
 from ...ops.resampling import systematic
 from ...ops.streaming import Moments
-from ...samplers.tempering import Path
+from ...samplers.tempering import TemperedPath
 from .base import Plan, Refinement, unknown, weighed
 
 
-def sir(path: Path, most: int, plan: Plan) -> Refinement:
+def sir(path: TemperedPath, most: int, plan: Plan) -> Refinement:
     r"""Draw K particles from the guide and keep ``num_draws``, each with a probability in proportion to its weight.
 
     The weights are those of Pareto smoothing, which keep a few draws from making up the sample. With n effective
@@ -34,7 +34,7 @@ def sir(path: Path, most: int, plan: Plan) -> Refinement:
     influence = (log_w - evidence.value).exp() - log_w
     return Refinement(
         method="sir",
-        x=path.density.x,
+        x=path.density.pair.x,
         z=path.density.values(drawn),
         log_w=torch.zeros_like(drawn[..., 0]),
         num_chains=1,

@@ -6,16 +6,18 @@ __all__ = ["svi"]
 
 import torch
 
-from ... import samplers
 from ...evidence.importance import of_weights
-from ...samplers import FAMILIES, best_member, compared, start_of
-from ...samplers.tempering import Path
+from ...samplers import local_svi
+from ...samplers.families import FAMILIES
+from ...samplers.gaussian_fit import gaussian_of_guide
+from ...samplers.local_svi import best_member, compared
+from ...samplers.tempering import TemperedPath
 from .base import Plan, Refinement, implied_evidence, unknown
 
 _STEP_PARTICLES, _LEARNING_RATE = 10, 0.05
 
 
-def svi(path: Path, most: int, plan: Plan) -> Refinement:
+def svi(path: TemperedPath, most: int, plan: Plan) -> Refinement:
     r"""Draws from :math:`q^* = \arg\max_{q \in \mathcal Q} \mathcal L(q)` and their weights.
 
     Found by Adam on the path derivative of the ELBO, as for :func:`~pyro_vae.diagnostics.inference_gaps`; where no
@@ -26,20 +28,20 @@ def svi(path: Path, most: int, plan: Plan) -> Refinement:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)  https://arxiv.org/abs/1801.03558
     """
     density = path.density.require_guide()
-    start = start_of(density, most)
+    start = gaussian_of_guide(density, most)
     member = FAMILIES[plan.family](start.loc, start.scale_tril)
-    plans = samplers.Plan(plan.num_steps, plan.num_particles, _LEARNING_RATE, _STEP_PARTICLES, most)
-    best = best_member(density, member, plans, lambda steps: path.note(steps * _STEP_PARTICLES))
+    plans = local_svi.Plan(plan.num_steps, plan.num_particles, _LEARNING_RATE, _STEP_PARTICLES, most)
+    best = best_member(density, member, plans, lambda steps: path.count(steps * _STEP_PARTICLES))
     before, after, stderr = compared(density, start, member, best, plans)
-    path.note(3 * plan.num_particles)
+    path.count(3 * plan.num_particles)
     noise = torch.randn(plan.num_draws, *start.loc.shape).to(start.loc)
     u, log_q = member.draw(noise, best)
     log_w = torch.cat([density.terms(part, q=False).log_p for part in u.split(most)]) - log_q
-    path.note(plan.num_draws)
+    path.count(plan.num_draws)
     draws = of_weights(log_w)
     return Refinement(
         method="svi",
-        x=density.x,
+        x=density.pair.x,
         z=density.values(u),
         log_w=log_w,
         num_chains=1,
