@@ -77,7 +77,7 @@ class Pair:
         return self.args[0]
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.args[0])
 
     def evaluation(self, *seed: int | str) -> AbstractContextManager[None]:
         """Return a context in which nothing is trained or registered, and draws depend on the seed alone."""

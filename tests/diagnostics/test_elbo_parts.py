@@ -96,9 +96,11 @@ def log_joint(vae, z):
 
 @torch.no_grad()
 def summed_log_p(vae, x):
-    """log p(x) by a plain sum over a grid, wide enough for a prior that is learned."""
-    learned = any(True for _ in vae.prior.parameters()) or not isinstance(vae, pv.VAE)
+    """log p(x) by a plain sum over a grid, wide enough for a prior that is learned, and for the layer below it."""
+    learned = any(True for _ in vae.prior.parameters())
     width, num = (28.0, 801) if learned else (8.0, 161)
+    if not isinstance(vae, pv.VAE):
+        width, num = 60.0, 1715
     side = torch.linspace(-width, width, num, dtype=torch.float64)
     joint = log_joint(vae, torch.cartesian_prod(side, side))
     return torch.stack([torch.logsumexp(joint(one), 0) for one in x]) + 2 * math.log(side[1] - side[0])

@@ -291,9 +291,9 @@ def coin(num):
 
 def test_values_on_another_scale_are_not_imputed():
     x = torch.tensor([[20.0, torch.nan, 21.0]])
-    with pytest.raises(PairError, match="site 'y' observes something else than x"):
+    with pytest.raises(PairError, match="observed site 'y' holds something else than x"):
         pv.impute(observing(torch.log1p, white, lambda z, x: dist.Normal(3 + z.expand_as(x), 0.1)), x)
-    with pytest.raises(PairError, match="site 'y' observes something else than x"):
+    with pytest.raises(PairError, match="observed site 'y' holds something else than x"):
         pv.impute(observing(lambda x: x[:, :2], white, lambda z, x: dist.Normal(z.expand_as(x[:, :2]), 1.0)), x)
 
 
