@@ -1,5 +1,5 @@
 """``python -m pyro_vae``."""
 
-from .cli.commands import main
+from .cli import main
 
 main()

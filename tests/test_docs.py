@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import pyro_vae as pv
+from pyro_vae.cli.commands import COMMANDS
 from pyro_vae.ops.choices import EstimatorName, Proposal, names
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,11 @@ def test_every_part_preset_and_diagnostic_is_named(name):
 @pytest.mark.parametrize("proposal", names(Proposal))
 def test_every_proposal_has_a_row(proposal):
     assert re.search(rf'^\| `"{proposal}"` \|', ALL, flags=re.MULTILINE)
+
+
+def test_every_command_has_a_line():
+    listing = re.search(r"```text\n(.*?)```", (ROOT / "docs/command-line.md").read_text(), flags=re.DOTALL)[1]
+    assert list(COMMANDS) == re.findall(r"^pyro-vae (\w+)", listing, flags=re.MULTILINE)
 
 
 def test_every_record_says_how_it_is_made():

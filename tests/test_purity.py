@@ -114,7 +114,7 @@ assert after == before, [name for name in before if before[name] != after[name]]
 def test_importing_the_package_alone_is_lazy():
     loaded = python("import sys, pyro_vae; dir(pyro_vae), pyro_vae.__version__; print(*sys.modules)").split()
     assert "pyro_vae" in loaded
-    assert not {"torch", "pyro", "numpy", "matplotlib", "tyro"} & set(loaded)
+    assert not {"torch", "pyro", "numpy", "matplotlib", "argparse"} & set(loaded)
 
 
 def test_unknown_attribute_is_an_attribute_error():

@@ -1,10 +1,10 @@
-"""What a configuration means: data as they are presented, a model, an objective, and what the numbers refer to."""
+"""The parts of a training run, made from its configuration: images, the untrained model and the objective."""
 
 from __future__ import annotations
 
-__all__ = ["Split", "build", "objective_of", "plain_name", "protocol", "split"]
+__all__ = ["Split", "build", "describe_test_set", "display_name", "objective_of", "split"]
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,24 @@ from ..models.base import BaseVAE
 from ..models.presets import burda_two_layer_vae, burda_vae, conv_vae, mlp_vae
 from ..models.priors import VampPrior
 from ..objectives import ELBO, IWAE, BetaVAE, Objective, Renyi, ReweightedWakeSleep
+from ..ops.choices import Binarisation
 from ..ops.seeds import seeded
 from ..training.schedules import LinearWarmup
 from .config import TrainConfig
 
-Split = tuple[data.Pixels, data.Pixels | None, Tensor, Tensor]
+
+class Split(NamedTuple):
+    """The images of a run as they are presented to the model."""
+
+    train: data.Pixels
+    validation: data.Pixels | None
+    test: Tensor
+    """Binarised once and for all, if at all."""
+    test_labels: Tensor
 
 
 def split(config: TrainConfig, source: data.Dataset) -> Split:
-    """Training and validation images as they are presented; test images and labels, fixed once and for all."""
+    """Return the images of a data set, presented as the configuration says; some are held out for validation."""
     assert config.binarise is not None
     num_held_out = round(config.validation * len(source.x_train))
     cut = len(source.x_train) - num_held_out
@@ -31,78 +40,79 @@ def split(config: TrainConfig, source: data.Dataset) -> Split:
         raise ConfigError(f"validation={config.validation} leaves none of the {num_held_out} images to train on")
     once = "static" if config.binarise == "dynamic" else config.binarise
 
-    def presented(x: Tensor, binarise: data.Binarisation, stream: int) -> data.Pixels:
+    def presented(x: Tensor, binarise: Binarisation, stream: int) -> data.Pixels:
         # The test set has the seed that the record names; the other images must not share its draws.
         return data.Pixels(x, binarise, max_value=source.max_value, seed=config.binarise_seed + 1_000_000 * stream)
 
-    with seeded(config.binarise_seed, "held out"):  # files may be sorted, so not just their end
+    with seeded(config.binarise_seed, "held out"):  # files may be sorted, so the last images are not typical
         order = torch.randperm(len(source.x_train)) if num_held_out else torch.arange(cut)
-    train = presented(source.x_train[order[:cut]], config.binarise, 1)
-    held_out = presented(source.x_train[order[cut:]], once, 2) if num_held_out else None
-    return train, held_out, presented(source.x_test, once, 0)[:], source.y_test
+    return Split(
+        train=presented(source.x_train[order[:cut]], config.binarise, 1),
+        validation=presented(source.x_train[order[cut:]], once, 2) if num_held_out else None,
+        test=presented(source.x_test, once, 0)[:],
+        test_labels=source.y_test,
+    )
 
 
 def build(config: TrainConfig, x_train: data.Pixels) -> BaseVAE:
-    """The untrained model; its decoder starts at the mean of the training images."""
+    """Return the untrained model, with weights from the run's seed; its decoder starts at the mean training image."""
     assert config.latent_dim is not None
-    shape, mean, latent_dim = x_train.shape, x_train.mean, config.latent_dim
-    if config.preset == "burda":
-        return burda_vae(data_shape=shape, latent_dim=latent_dim, data_mean=mean)
-    if config.preset == "burda_two_layer":
-        return burda_two_layer_vae(data_shape=shape, latent_dims=(2 * latent_dim, latent_dim), data_mean=mean)
-    networks: Any = {"channels": config.channels} if config.preset == "conv" else {"hidden": config.hidden}
-    vae = (conv_vae if config.preset == "conv" else mlp_vae)(
-        data_shape=shape,
-        latent_dim=latent_dim,
-        likelihood=config.likelihood,
-        likelihood_scale=config.likelihood_scale,
-        relaxed=config.relaxed,
-        num_levels=x_train.num_levels,
-        prior=config.prior,
-        num_components=config.num_components,
-        posterior=config.posterior,
-        data_mean=mean,
-        **networks,
-    )
-    if isinstance(vae.prior, VampPrior):
-        with torch.no_grad():
+    common: dict[str, Any] = {"data_shape": x_train.shape, "data_mean": x_train.mean}
+    with seeded(config.seed, "start"):
+        if config.preset == "burda":
+            return burda_vae(latent_dim=config.latent_dim, **common)
+        if config.preset == "burda_two_layer":
+            return burda_two_layer_vae(latent_dims=(2 * config.latent_dim, config.latent_dim), **common)
+        make, width = (conv_vae, "channels") if config.preset == "conv" else (mlp_vae, "hidden")
+        common |= {option: getattr(config, option) for option in (width, *_PARTS)}
+        vae = make(num_levels=x_train.num_levels, **common)
+        if isinstance(vae.prior, VampPrior):  # its pseudo-inputs start at training images, as far as there are any
             chosen = torch.randperm(len(x_train))[: config.num_components]
-            vae.prior.pseudo_inputs[: len(chosen)] = x_train[chosen]
-    return vae
+            vae.prior.pseudo_inputs.data[: len(chosen)] = x_train[chosen]
+        return vae
+
+
+_PARTS = ("latent_dim", "likelihood", "likelihood_scale", "relaxed", "prior", "num_components", "posterior")
+"""The options that perceptrons and convolutions share."""
 
 
 def objective_of(config: TrainConfig) -> Objective:
-    """What is maximised, with its particles and its gradient."""
-    particles, gradient = config.num_particles, config.gradient or "total"
+    """Return the objective, with its particles and its gradient."""
+    particles: Any = {"num_particles": config.num_particles}
+    gradient: Any = {"gradient": config.gradient or "total"}
+    if config.objective == "iwae":
+        return IWAE(**particles, **gradient)
+    if config.objective == "renyi":
+        return Renyi(alpha=config.alpha, **particles, **gradient)
+    if config.objective == "wake_sleep":
+        return ReweightedWakeSleep(gradient=config.gradient or "score", **particles)
     if config.objective == "beta_vae":
         beta = LinearWarmup(config.warmup_steps, end=config.beta) if config.warmup_steps else config.beta
-        return BetaVAE(beta=beta, num_particles=particles, analytic_kl=config.analytic_kl)
-    if config.objective == "wake_sleep":
-        return ReweightedWakeSleep(num_particles=particles, gradient=config.gradient or "score")
-    if config.objective == "renyi":
-        return Renyi(alpha=config.alpha, num_particles=particles, gradient=gradient)
-    if config.objective == "iwae":
-        return IWAE(num_particles=particles, gradient=gradient)
-    return ELBO(num_particles=particles, gradient=gradient, analytic_kl=config.analytic_kl)
+        return BetaVAE(beta=beta, analytic_kl=config.analytic_kl, **particles)
+    return ELBO(analytic_kl=config.analytic_kl, **particles, **gradient)
 
 
-def plain_name(option: str) -> str:
-    """An option's value as a text has it: ``"Continuous Bernoulli"``."""
+def describe_test_set(config: TrainConfig, x_test: Tensor) -> str:
+    """Return in one line which images and which likelihood a run's numbers refer to."""
+    shape, seed = " x ".join(map(str, x_test.shape[1:])), config.binarise_seed
+    once = f"binarised once (seed {seed}; training: {config.binarise})"
+    how = {"threshold": "binarised at 1/2", "none": "grey levels in [0, 1]"}.get(str(config.binarise), once)
+    likelihood = _describe_likelihood(config)
+    return f"{config.dataset} test set: {len(x_test)} images of {shape}, {how}; likelihood: {likelihood}"
+
+
+def _describe_likelihood(config: TrainConfig) -> str:
+    if config.relaxed and config.binarise == "none":
+        return "relaxed Bernoulli (cross-entropy, not a log-density)"
+    kind = {
+        "bernoulli": "",
+        "gaussian": f" ({config.likelihood_scale} scale; a density, which may exceed 1)",
+        "continuous_bernoulli": " (a density, which may exceed 1)",
+        "discretised_logistic": f" ({config.likelihood_scale} scale; a probability of stored levels)",
+    }
+    return display_name(config.likelihood) + kind[config.likelihood]
+
+
+def display_name(option: str) -> str:
+    """Return the value of an option as a title has it, such as "Continuous Bernoulli"."""
     return option.capitalize().replace("_b", " B").replace("_", " ")
-
-
-def protocol(config: TrainConfig, x_test: Tensor) -> str:
-    """What the numbers refer to, in one line."""
-    shape = " x ".join(map(str, x_test.shape[1:]))
-    if config.binarise in ("static", "dynamic"):
-        how = f"binarised once (seed {config.binarise_seed}; training: {config.binarise})"
-    else:
-        how = {"threshold": "binarised at 1/2", "none": "grey levels in [0, 1]"}[str(config.binarise)]
-    grey = config.relaxed and config.binarise == "none"
-    what = "relaxed Bernoulli (cross-entropy, not a log-density)" if grey else plain_name(config.likelihood)
-    if config.likelihood == "discretised_logistic":
-        what += f" ({config.likelihood_scale} scale; a probability of stored levels)"
-    elif config.likelihood != "bernoulli":
-        scale = f"{config.likelihood_scale} scale; " if config.likelihood == "gaussian" else ""
-        what += f" ({scale}a density, which may exceed 1)"
-    return f"{config.dataset} test set: {len(x_test)} images of {shape}, {how}; likelihood: {what}"

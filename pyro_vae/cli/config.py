@@ -1,23 +1,23 @@
-"""One frozen dataclass: the Python configuration, the command line, and the ``config.json`` of a run."""
+"""The configuration of a training run: one frozen dataclass for Python, the command line and ``config.json``."""
 
 from __future__ import annotations
 
-__all__ = ["TrainConfig"]
+__all__ = ["TrainConfig", "alternatives", "unknown"]
 
 import dataclasses
 import difflib
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional, arg
-
-from ..errors import ConfigError, require_count
+from ..errors import ConfigError, require_count, require_one_of
+from ..ops import choices
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run, whole: data, model, objective, budget and seeds.
+    """A training run: data, model, objective, budget and seeds. The text under each option is its help.
 
     Example:
         >>> TrainConfig.from_dict({"dataset": "digits", "latent_dims": 3})
@@ -26,152 +26,123 @@ class TrainConfig:
         pyro_vae.errors.ConfigError: unknown option 'latent_dims': did you mean 'latent_dim'?
     """
 
-    dataset: Positional[Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot"]] = "digits"
-    """The data. `digits` are embedded; the others come through torchvision."""
-    preset: Literal["mlp", "conv", "burda", "burda_two_layer"] = "mlp"
-    """The networks: perceptrons, convolutions, or those of the IWAE paper (tanh, 200-200), with one or two layers of
-    latent variables."""
-    latent_dim: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 2; burda: 50)")] = None
-    """The number of latent dimensions; of the upper layer, if there are two."""
+    dataset: choices.DatasetName = "digits"
+    """The data set. `digits` is part of scikit-learn; the others come through torchvision."""
+    preset: choices.PresetName = "mlp"
+    """The networks: perceptrons, convolutions, or those of the IWAE paper (tanh, 200-200) with 1 or 2 latent layers."""
+    latent_dim: int | None = None
+    """The number of latent dimensions; with two layers, of the upper one. (default: 2; burda: 50)"""
     hidden: tuple[int, ...] = (200, 200)
-    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    """The widths of the encoder's hidden layers; the decoder mirrors them."""
     channels: tuple[int, ...] = (32, 64)
-    """Channels of the convolutional encoder's stages; the decoder mirrors them."""
-    likelihood: Literal["bernoulli", "gaussian", "continuous_bernoulli", "discretised_logistic"] = "bernoulli"
-    """What p(x | z) is."""
+    """The channels of the convolutional encoder's stages; the decoder mirrors them."""
+    likelihood: choices.LikelihoodName = "bernoulli"
+    """The family of p(x | z)."""
     likelihood_scale: float | Literal["learned", "decoder"] = "decoder"
     """The scale of a Gaussian or discretised logistic: made by the decoder, learned per pixel, or a number."""
-    prior: Literal["standard", "mixture", "vamp"] = "standard"
-    """What p(z) is: N(0, 1), a mixture of Gaussians that is learned, or one of posteriors at learned pseudo-inputs."""
+    prior: choices.PriorName = "standard"
+    """The prior p(z): N(0, 1), a learned mixture of Gaussians, or a mixture of posteriors at learned pseudo-inputs."""
     num_components: int = 10
-    """Of a mixture or vamp prior."""
-    posterior: Literal["diagonal", "full"] = "diagonal"
+    """The number of components of a mixture or vamp prior."""
+    posterior: choices.PosteriorName = "diagonal"
     """The covariance of q(z | x)."""
     relaxed: bool = False
     """Accept grey values under a Bernoulli: a cross-entropy, not a log-density."""
-    binarise: Annotated[
-        Literal["static", "dynamic", "threshold", "none"] | None,
-        arg(
-            metavar="{static,dynamic,threshold,none}",
-            help_behavior_hint="(default: dynamic under a Bernoulli of binary pixels, else none)",
-        ),
-    ] = None
-    """How training images are presented: binarised once, anew each time (test images once), cut at 1/2, or grey."""
+    binarise: choices.Binarisation | None = None
+    """How training images are presented: binarised once, binarised anew each time (test images once), cut at 1/2, or
+    grey. (default: dynamic under a Bernoulli of binary pixels, else none)"""
     binarise_seed: int = 0
-    """The stored seed of everything that is binarised once. Independent of --seed, so that runs share a test set."""
-    objective: Literal["elbo", "iwae", "renyi", "wake_sleep", "beta_vae"] = "elbo"
-    """What is maximised; the history has the plain ELBO beside it."""
-    gradient: Annotated[
-        Literal["total", "path", "dreg", "reinforce", "reinforce_baseline", "rloo", "vimco", "score"] | None,
-        arg(
-            metavar="{total,path,dreg,reinforce,reinforce_baseline,rloo,vimco,score}",
-            help_behavior_hint="(default: total; wake_sleep: score)",
-        ),
-    ] = None
-    """How the gradient is estimated."""
+    """The seed of everything that is binarised once. It is independent of --seed, so that runs share a test set."""
+    objective: choices.ObjectiveName = "elbo"
+    """The objective to maximise; the history has the plain ELBO beside it."""
+    gradient: choices.GradientName | None = None
+    """The estimator of the gradient. (default: total; wake_sleep: score)"""
     alpha: float = 0.5
     """The order of the Renyi bound."""
     beta: float = 4.0
     """The weight of the beta-VAE's KL term."""
-    warmup_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: do not)")] = None
-    """Let the beta-VAE's weight rise from 0 over so many steps."""
+    warmup_steps: int | None = None
+    """The number of steps over which the beta-VAE's weight rises from 0. (default: off)"""
     num_particles: int = 1
-    """Draws of z per datapoint and step."""
+    """The number of draws of z per datapoint and step."""
     analytic_kl: bool = False
     """Use the closed form of the KL term of the ELBO or the beta-VAE."""
-    num_epochs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20; digits: 200)")] = None
-    """Passes over the training data."""
+    num_epochs: int | None = None
+    """The number of passes over the training data. (default: 20; digits: 200)"""
     batch_size: int = 64
-    """Images per step."""
+    """The number of images per step."""
     learning_rate: float = 3e-3
-    """Adam's learning rate, at its start."""
-    schedule: Literal["constant", "cosine", "burda"] = "cosine"
-    """How the learning rate falls."""
+    """Adam's learning rate at the start of training."""
+    schedule: choices.Schedule = "cosine"
+    """The schedule by which the learning rate falls."""
     adam_eps: float = 1e-8
     """Adam's epsilon (1e-4 in the IWAE paper)."""
-    max_grad_norm: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: do not)")] = None
-    """Clip gradients to this norm."""
+    max_grad_norm: float | None = None
+    """Clip gradients to this norm. (default: off)"""
     validation: float = 0.1
-    """The share of the training images held out to watch the bound on; 0 for none."""
-    patience: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: do not)")] = None
-    """Stop after this many epochs without a better validation bound, and keep the best weights."""
+    """The share of the training images that is held out for the validation bound; 0 for none."""
+    patience: int | None = None
+    """Stop after this number of epochs without a better validation bound, and keep the best weights. (default: off)"""
     eval_particles: int = 500
-    """Draws per test image for log p(x)."""
+    """The number of draws per test image for log p(x)."""
     seed: int = 0
-    """Of the starting weights, the order of the data, and all draws."""
+    """The seed of the starting weights, the order of the data, and all draws."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
-    data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: $PYRO_VAE_DATA or data)")] = None
-    """torchvision's data folder."""
+    data_dir: str | None = None
+    """torchvision's data folder. (default: $PYRO_VAE_DATA or data)"""
     download: bool = False
-    """Fetch missing data from the network."""
-    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: the next free runs/DATASET-N)")] = None
-    """The run folder, new or empty."""
+    """Download the data if they are missing."""
+    out: str | None = None
+    """The run folder, new or empty. (default: the next free runs/DATASET-N)"""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():  # JSON has no parser that would do it
-            if not _suits(getattr(self, name), hint):
-                raise ConfigError(f"{name}={getattr(self, name)!r}: expected {_spelled(hint)}")
+        for name, hint in get_type_hints(type(self)).items():
+            _require_type(name, getattr(self, name), hint)
+        self._check_counts()
+        self._check_ranges()
+        self._check_owners()
+        self._check_combinations()
+
+    def _check_counts(self) -> None:
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not None:
+                require_count(name, value)
+        require_count("eval_particles", self.eval_particles, least=2, why=", since one draw has no error bar")
         for name in ("hidden", "channels"):
             if any(width < 1 for width in getattr(self, name)):
                 raise ConfigError(f"{name}={getattr(self, name)}: expected widths of at least 1")
-        if not isinstance(self.likelihood_scale, str) and not 0 < self.likelihood_scale < math.inf:
-            raise ConfigError(f"likelihood_scale={self.likelihood_scale}: expected a positive number")
-        for name in (
-            "num_particles",
-            "num_epochs",
-            "batch_size",
-            "latent_dim",
-            "patience",
-            "warmup_steps",
-            "num_components",
-        ):
-            if (value := getattr(self, name)) is not None:
-                require_count(name, value)
-        for name in ("learning_rate", "max_grad_norm", "adam_eps"):
+
+    def _check_ranges(self) -> None:
+        for name in ("learning_rate", "max_grad_norm", "adam_eps", "likelihood_scale"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name}={value}: expected a positive number")
-        require_count("eval_particles", self.eval_particles, least=2, why=", since one draw has no error bar")
-        if self.out is not None and not self.out.strip():
-            raise ConfigError(f"out={self.out!r}: expected the name of a folder")
+            if isinstance(value, (int, float)) and not 0 < value < math.inf:
+                raise ConfigError(f"{name}={value}: expected a positive finite number")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation={self.validation}: expected a share in [0, 1)")
-        if self.patience is not None and self.validation == 0:
-            raise ConfigError("patience needs held-out images: set validation above 0")
-        if self.analytic_kl and self.objective not in ("elbo", "beta_vae"):
-            raise ConfigError(f"analytic_kl belongs to objective='elbo' or 'beta_vae', found {self.objective!r}")
-        if self.objective == "beta_vae" and self.gradient not in (None, "total"):
-            raise ConfigError(f"objective='beta_vae' has gradient='total', found {self.gradient!r}")
-        for name, objective in {"alpha": "renyi", "beta": "beta_vae", "warmup_steps": "beta_vae"}.items():
-            if getattr(self, name) != type(self).__dict__[name] and self.objective != objective:
-                raise ConfigError(f"{name} belongs to objective={objective!r}, found objective={self.objective!r}")
-        if self.likelihood not in ("gaussian", "discretised_logistic") and self.likelihood_scale != "decoder":
-            raise ConfigError(
-                f"likelihood_scale belongs to likelihood='gaussian' or 'discretised_logistic', found "
-                f"{self.likelihood!r}"
-            )
-        if self.likelihood != "bernoulli" and self.relaxed:
-            raise ConfigError(f"relaxed belongs to likelihood='bernoulli', found {self.likelihood!r}")
-        self._require_own_options()
+        if self.out is not None and not self.out.strip():
+            raise ConfigError(f"out={self.out!r}: expected the name of a folder")
 
-    def _require_own_options(self) -> None:
-        """Raise :class:`~pyro_vae.errors.ConfigError` for an option that this preset or prior does not have."""
-        fixed = {"hidden", "channels", "likelihood", "relaxed", "prior", "posterior"}
-        foreign = {"mlp": {"channels"}, "conv": {"hidden"}}.get(self.preset, fixed)
-        if self.prior == "standard":
-            foreign = foreign | {"num_components"}
-        for name in sorted(foreign):
-            if (value := getattr(self, name)) != type(self).__dict__[name]:
-                where = "prior='standard'" if name == "num_components" else f"preset={self.preset!r}"
-                raise ConfigError(f"{name}={value!r}: {where} has no such option: leave it out, or choose another")
+    def _check_owners(self) -> None:
+        """Refuse an option that is set although this run does not use it."""
+        for name, owner, users in _OWNERS:
+            value, found = getattr(self, name), getattr(self, owner)
+            if value != getattr(type(self), name) and found not in users:
+                raise ConfigError(
+                    f"{name}={value!r} belongs to {owner}={' or '.join(map(repr, users))}, found {owner}={found!r}: "
+                    f"leave it out, or choose another {owner}"
+                )
+
+    def _check_combinations(self) -> None:
+        if self.patience is not None and self.validation == 0:
+            raise ConfigError(f"patience={self.patience} needs held-out images: set validation above 0")
+        if self.objective == "beta_vae" and self.gradient not in (None, "total"):
+            raise ConfigError(f"gradient={self.gradient!r}: expected 'total' under objective='beta_vae'")
         if self.likelihood == "discretised_logistic" and self.binarise not in (None, "none"):
-            raise ConfigError(
-                f"likelihood='discretised_logistic' is of stored grey levels, found binarise={self.binarise!r}"
-            )
+            raise ConfigError(f"binarise={self.binarise!r}: expected 'none' under likelihood='discretised_logistic'")
 
     def resolved(self) -> TrainConfig:
-        """The same with every default filled in that depends on another option."""
+        """Return the same configuration with every default filled in that depends on another option."""
         return dataclasses.replace(
             self,
             latent_dim=self.latent_dim or (50 if self.preset.startswith("burda") else 2),
@@ -180,53 +151,85 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the options as a dictionary that can be written as JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> TrainConfig:
-        """From JSON; an unknown key is a :class:`~pyro_vae.errors.ConfigError` with the nearest spelling."""
+        """Return the configuration that :meth:`to_dict` wrote; options that are missing have their defaults.
+
+        Errors:
+            ConfigError: for an unknown option, with the nearest spelling, and for a value that cannot be used.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
-        for key in options:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-                raise ConfigError(f"unknown option {key!r}: {hint}")
-        plain: dict[str, Any] = {key: tuple(it) if isinstance(it, list) else it for key, it in options.items()}
-        return cls(**plain)
+        for name in options:
+            if name not in known:
+                raise unknown("option", name, known, f"expected one of {', '.join(known)}")
+        lists_as_tuples: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+        }
+        return cls(**lists_as_tuples)
 
 
-def _suits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type that an option may have."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in choices
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_suits(part, choices[0]) for part in value)
-    if choices:
-        return any(_suits(value, choice) for choice in choices)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+_COUNTS = ("num_particles", "num_epochs", "batch_size", "latent_dim", "patience", "warmup_steps", "num_components")
+"""The options that are whole numbers of at least 1, where they are given."""
+
+_OWNERS = (
+    ("hidden", "preset", ("mlp",)),
+    ("channels", "preset", ("conv",)),
+    ("likelihood", "preset", ("mlp", "conv")),
+    ("relaxed", "preset", ("mlp", "conv")),
+    ("prior", "preset", ("mlp", "conv")),
+    ("posterior", "preset", ("mlp", "conv")),
+    ("num_components", "prior", ("mixture", "vamp")),
+    ("likelihood_scale", "likelihood", ("gaussian", "discretised_logistic")),
+    ("relaxed", "likelihood", ("bernoulli",)),
+    ("alpha", "objective", ("renyi",)),
+    ("beta", "objective", ("beta_vae",)),
+    ("warmup_steps", "objective", ("beta_vae",)),
+    ("analytic_kl", "objective", ("elbo", "beta_vae")),
+)
+"""An option, the other option that it belongs to, and the values of that one under which it is used."""
 
 
-def _spelled(hint: Any) -> str:
-    """The type of an option in words."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal:
-        return ", ".join(map(repr, choices))
-    if get_origin(hint) is tuple:
-        return "a list of whole numbers"
-    if choices:
-        return " or ".join(map(_spelled, choices))
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, "null")
+def unknown(kind: str, name: str, known: Iterable[str], otherwise: str) -> ConfigError:
+    """Return the error for a name that is not known, with the nearest spelling or, if nothing is near, other advice."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return ConfigError(f"unknown {kind} {name!r}: {f'did you mean {near[0]!r}?' if near else otherwise}")
 
 
-def run_folder(config: TrainConfig) -> Path:
-    """The folder of a new run: the one asked for, or the next free one of this data set."""
-    if config.out is not None:
-        return Path(config.out)
-    number = 1
-    while (folder := Path("runs") / f"{config.dataset}-{number}").exists():
-        number += 1
-    return folder
+def alternatives(hint: Any) -> list[Any]:
+    """Return the types and the names that a value may be: ``[float, "learned"]`` of ``float | Literal["learned"]``."""
+    if get_origin(hint) in (tuple, None):
+        return [hint]
+    return [each for part in get_args(hint) for each in alternatives(part)]
+
+
+def _require_type(name: str, value: Any, hint: Any) -> None:
+    """Raise :class:`~pyro_vae.errors.ConfigError` unless a value, from JSON for instance, is of an option's type."""
+    kinds = alternatives(hint)
+    if any(_fits(value, kind) for kind in kinds):
+        return
+    names = [kind for kind in kinds if isinstance(kind, str)]
+    if names and float not in kinds:
+        require_one_of(name, value, names)
+    spelled = [_SPELLINGS.get(get_origin(kind) or kind, repr(kind)) for kind in kinds if kind is not NoneType]
+    raise ConfigError(f"{name}={value!r}: expected {' or '.join(spelled)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of this type, or has this name."""
+    if isinstance(kind, str):
+        return value == kind
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    return kind is bool if isinstance(value, bool) else isinstance(value, (int, float) if kind is float else kind)
+
+
+_SPELLINGS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    tuple: "a list of integers",
+}

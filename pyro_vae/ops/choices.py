@@ -12,7 +12,9 @@ __all__ = [
     "FamilyName",
     "GradientName",
     "LikelihoodName",
+    "ObjectiveName",
     "PosteriorName",
+    "PresetName",
     "PriorName",
     "Proposal",
     "RefinementMethod",
@@ -29,7 +31,9 @@ EstimatorName = Literal["is", "psis", "ais", "smc", "grid"]
 FamilyName = Literal["diagonal", "full", "flow"]
 GradientName = Literal["total", "path", "dreg", "reinforce", "reinforce_baseline", "rloo", "vimco", "score"]
 LikelihoodName = Literal["bernoulli", "gaussian", "continuous_bernoulli", "discretised_logistic"]
+ObjectiveName = Literal["elbo", "iwae", "renyi", "wake_sleep", "beta_vae"]
 PosteriorName = Literal["diagonal", "full"]
+PresetName = Literal["mlp", "conv", "burda", "burda_two_layer"]
 PriorName = Literal["standard", "mixture", "vamp"]
 Proposal = Literal["guide", "defensive", "refined"]
 RefinementMethod = Literal["hmc", "nuts", "sir", "svi"]

@@ -9,7 +9,7 @@ import operator
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -117,7 +117,8 @@ def fit(
     place = find_device(device)
     module = _objective(objective)(model, guide).to(place)
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
-    training = Training(module, optimiser, settings, data, held_out, place)
+    with_buffers = [part for part in module.modules() if next(part.buffers(recurse=False), None) is not None]
+    training = Training(module, optimiser, settings, data, held_out, place, with_buffers)
     state, identity = TrainingState(module, optimiser), training.identity()
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
@@ -181,6 +182,8 @@ class Training(NamedTuple):
     data: Any
     held_out: Any
     place: torch.device
+    with_buffers: Sequence[torch.nn.Module]
+    """The modules that have buffers of their own."""
 
     @property
     def num_steps(self) -> int:
@@ -229,7 +232,7 @@ class Training(NamedTuple):
         """Take one step on these rows of the data."""
         rate = self.settings.learning_rate * SCHEDULES[self.settings.schedule](state.step / self.num_steps)
         batch = batch_of(self.module, self.data, index, self.place)
-        with _kept_if_it_fails(self.module):
+        with _kept_if_it_fails(self.with_buffers):
             sums = _step(self.module, self.optimiser, batch, rate, self.settings.max_grad_norm, state.step)
         state.advance(*sums, len(index))
 
@@ -278,9 +281,9 @@ def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> I
 
 
 @contextmanager
-def _kept_if_it_fails(module: torch.nn.Module) -> Iterator[None]:
+def _kept_if_it_fails(parts: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Put buffers back, such as a batch normalisation's statistics, that a step has moved before it failed."""
-    buffers = [(part, *named) for part in module.modules() for named in part.named_buffers(recurse=False)]
+    buffers = [(part, *named) for part in parts for named in part.named_buffers(recurse=False)]
     before = [buffer.clone() for _, _, buffer in buffers]
     try:
         yield
