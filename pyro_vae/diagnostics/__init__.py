@@ -1,4 +1,4 @@
-"""What a trained pair can be asked about: its latent dimensions, the parts of its bound, how good its guide is,
+"""Diagnostics of a trained pair: its latent dimensions, the parts of its bound, the quality of its guide,
 and how its samples compare with the data.
 """
 

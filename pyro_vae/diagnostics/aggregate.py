@@ -1,4 +1,4 @@
-r"""What the latents say about the data, and what they look like taken together."""
+r"""The aggregate posterior: the information of the latents about the data, and its distance from the prior."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class AggregatePosterior(NamedTuple):
 
     @property
     def collapsed(self) -> Bool[Tensor, " latent"]:
-        """The dimensions that say nothing about x: mutual information below 0.01 nats, whatever their KL is."""
+        """The dimensions without information about x: mutual information below 0.01 nats, whatever their KL is."""
         return self.each.mutual_information.value < _COLLAPSED
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether the whole's information is within 1 nat of log N: then it says how many data there are."""
+        """Whether the whole's information is within 1 nat of log N, its ceiling for N datapoints."""
         return self.whole.mutual_information.value.item() > math.log(self.num_data) - 1
 
 

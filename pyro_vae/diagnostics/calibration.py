@@ -1,4 +1,4 @@
-r"""Whether a guide is as sure as it should be: simulation-based calibration, and coverage of its intervals."""
+r"""Simulation-based calibration of a guide, and the coverage of its intervals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Calibration(NamedTuple):
 
     @property
     def verdict(self) -> np.ndarray:
-        """Per coordinate ``"calibrated"``, or the largest defect: ``"too narrow"``, ``"too wide"`` or ``"shifted"``.
+        """``"calibrated"`` or the largest defect of each coordinate: ``"too narrow"``, ``"too wide"``, ``"shifted"``.
 
         Calibrated means that uniform ranks could not be rejected at 0.01 shared by all coordinates; with many
         simulations small defects are found too, so look at ``shift`` and ``spread``.
@@ -74,7 +74,7 @@ def calibration(
     seed: int = 0,
     max_bytes: int = 2**26,
 ) -> Calibration:
-    r"""Simulate data with known latents from the model and ask the guide for them.
+    r"""Simulate data with known latents from the model, and rank these among the guide's draws.
 
     .. math:: (z, x) \sim p(z, x), \quad z_1, \dots, z_L \sim q(\cdot \mid x), \quad
         r_j = \#\{l : z_{lj} < z_j\}
@@ -154,7 +154,7 @@ def _summary(
 
 
 def _p_value(ranks: Int[Tensor, "simulations latent"], places: int) -> Float[Tensor, " latent"]:
-    """That ranks from 0 to ``places`` - 1 are uniform."""
+    """Return the p-value of uniform ranks from 0 to ``places`` - 1."""
     num = len(ranks)
     bins = max(2, min(_MOST_BINS, places, num // _PER_BIN))
     of_rank = torch.arange(places, device=ranks.device) * bins // places

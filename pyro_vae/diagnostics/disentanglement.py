@@ -1,4 +1,4 @@
-r"""Disentanglement: whether every factor of variation in the data has a latent dimension of its own.
+r"""Disentanglement: scores of how far every factor of variation has a latent dimension of its own.
 
 The scores compare *codes*, usually the posterior means of held-out data, with the known *factors* behind these data.
 Means say nothing of how sure the posterior is: a collapsed dimension, whose mean moves by a thousandth of its posterior
@@ -20,19 +20,19 @@ from torch import Tensor
 from ..data.arrays import as_batch
 from ..errors import DataError, ShapeError, require_count
 from ..ops.seeds import seeded
-from .predictors import binned, ranks, share_known, told_by_dimension, told_by_forest
+from .predictors import binned, normalized_mutual_information, predicted_by_dimension, predicted_by_forest, ranks
 
 _MAX_CLASSES = 20  # a factor of more distinct values is continuous
 
 
 class FactorGaps(NamedTuple):
-    """How well each latent dimension tells each factor, about 0 (not at all) to 1 (in full)."""
+    """Scores of each latent dimension as a predictor of each factor, from about 0 (none) to 1 (perfect)."""
 
     table: Float[Tensor, "latent factors"]
 
     @property
     def gaps(self) -> Float[Tensor, " factors"]:
-        """Of each factor: the best dimension's entry less the second best's."""
+        """The best dimension's entry less the second best's, for each factor."""
         first, second = self.table.topk(2, dim=0).values
         return first - second
 
@@ -43,7 +43,7 @@ class FactorGaps(NamedTuple):
 
 
 class DCI(NamedTuple):
-    r"""What a forest makes of the codes when it predicts each factor."""
+    r"""Importances and accuracies of random forests that predict each factor from the codes."""
 
     importance: Float[Tensor, "latent factors"]
     """The share of each dimension in the prediction; a factor's shares sum to one."""
@@ -52,23 +52,23 @@ class DCI(NamedTuple):
 
     @property
     def disentanglement(self) -> float:
-        r"""Whether a dimension serves one factor, :math:`\sum_j \rho_j (1 - H_K(P_{j \cdot}))`, from 0 to 1."""
+        r"""How far a dimension serves one factor only, :math:`\sum_j \rho_j (1 - H_K(P_{j \cdot}))`, from 0 to 1."""
         weights = self.importance.sum(1)
         return ((weights / weights.sum()) @ _concentration(self.importance)).item()
 
     @property
     def completeness(self) -> float:
-        r"""Whether a factor needs one dimension, :math:`\frac1K \sum_k (1 - H_D(P_{\cdot k}))`, from 0 to 1."""
+        r"""How far a factor needs one dimension only, :math:`\frac1K \sum_k (1 - H_D(P_{\cdot k}))`, from 0 to 1."""
         return _concentration(self.importance.T).mean().item()
 
     @property
     def informativeness(self) -> float:
-        """The mean held-out success."""
+        """The mean held-out accuracy."""
         return self.prediction.mean().item()
 
 
 def mig(codes: Any, factors: Any, *, num_bins: int = 20, corrected: bool = True) -> FactorGaps:
-    r"""Mutual information gap: what the best dimension knows of a factor beyond the second best, as a share of all.
+    r"""Return the mutual information gap: how much more of a factor the best dimension knows than the second best.
 
     .. math:: \mathrm{MIG} = \frac1K \sum_k \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
 
@@ -108,11 +108,11 @@ def mig(codes: Any, factors: Any, *, num_bins: int = 20, corrected: bool = True)
     num_bins = require_count("num_bins", num_bins, least=2)
     latent, known = _columns(codes, factors, least=2 * num_bins)
     latent, known = ([binned(column, num_bins) for column in part] for part in (latent, known))
-    return _gaps(latent, known, lambda z, v: share_known(z, v, corrected))
+    return _gaps(latent, known, lambda z, v: normalized_mutual_information(z, v, corrected))
 
 
 def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int = 0) -> FactorGaps:
-    r"""Separated attribute predictability: how much better the best dimension predicts a factor than the second best.
+    r"""Return the separated attribute predictability: how much better the best dimension predicts than the second best.
 
     .. math:: \mathrm{SAP} = \frac1K \sum_k S_{(1)k} - S_{(2)k}
 
@@ -142,11 +142,11 @@ def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int 
     """
     max_classes = require_count("max_classes", max_classes, least=2)
     latent, known = _columns(codes, factors, least=2 * max_classes)
-    return _gaps(latent, known, lambda z, v: told_by_dimension(z, v, max_classes, _state(seed, "sap")))
+    return _gaps(latent, known, lambda z, v: predicted_by_dimension(z, v, max_classes, _state(seed, "sap")))
 
 
 def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees: int = 100, seed: int = 0) -> DCI:
-    r"""Disentanglement, completeness and informativeness, from how random forests predict each factor from the codes.
+    r"""Return disentanglement, completeness and informativeness of codes, by random forests that predict each factor.
 
     With :math:`R_{jk}` the importance of dimension j for factor k (the share of the fall in impurity):
     *disentanglement* asks whether the row of a dimension is concentrated on one factor, weighted by what the dimension
@@ -188,13 +188,13 @@ def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees:
     if len(known) < 2:
         raise ShapeError("factors: found one, expected at least 2: a dimension cannot but serve the only factor")
     z = np.stack([ranks(column) for column in latent], -1)
-    found = [told_by_forest(z, v, max_classes, num_trees, _state(seed, "dci")) for v in known]
+    found = [predicted_by_forest(z, v, max_classes, num_trees, _state(seed, "dci")) for v in known]
     importance, prediction = zip(*found, strict=True)
     return DCI(torch.from_numpy(np.stack(importance, -1)), torch.tensor(prediction, dtype=torch.float64))
 
 
 def _columns(codes: Any, factors: Any, *, least: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Codes and factors, column by column."""
+    """Return codes and factors, column by column."""
     codes, factors = as_batch(codes, name="codes"), as_batch(factors, name="factors")
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors):
         raise ShapeError(
@@ -213,17 +213,17 @@ def _columns(codes: Any, factors: Any, *, least: int) -> tuple[list[np.ndarray],
 
 
 def _gaps(latent: list[Any], known: list[Any], told: Callable[[Any, Any], float]) -> FactorGaps:
-    """A table of what dimensions tell; less than chance would tell is nothing, or a gap could exceed 1."""
+    """Return the gaps of a table of scores; scores below chance count as zero, or a gap could exceed 1."""
     return FactorGaps(torch.tensor([[told(z, v) for v in known] for z in latent], dtype=torch.float64).clamp(min=0))
 
 
 def _concentration(importance: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
-    """One minus the entropy of each row, in units of its largest possible value; of no matter for a row of zeros."""
+    """Return one minus the entropy of each row, relative to its maximum; any number for a row of zeros."""
     p = importance / importance.sum(1, keepdim=True).clamp(min=torch.finfo(importance.dtype).tiny)
     return 1 - torch.special.entr(p).sum(1) / np.log(p.shape[1])
 
 
 def _state(seed: int, name: str) -> int:
-    """scikit-learn's kind of seed."""
+    """Return a seed for scikit-learn."""
     with seeded(seed, name):
         return int(torch.randint(2**31, ()))

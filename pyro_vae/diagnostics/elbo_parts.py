@@ -38,7 +38,7 @@ class ELBOParts(NamedTuple):
 
     @property
     def elbo(self) -> Float[Tensor, " batch"]:
-        """The whole."""
+        """The ELBO."""
         return self.reconstruction - sum(self.kl.values(), torch.zeros_like(self.reconstruction))
 
 
@@ -51,7 +51,7 @@ def elbo_parts(
     analytic_kl: bool = False,
     seed: int = 0,
 ) -> ELBOParts:
-    r"""How much of the ELBO is reconstruction and how much each latent site costs, per datapoint, for any Pyro pair.
+    r"""Split the ELBO into the reconstruction and the cost of each latent site, per datapoint, for any Pyro pair.
 
     .. math:: \mathcal L(x) = \mathbb E_q[\log p(x \mid z)]
         - \sum_i \mathbb E_q\big[\log q(z_i \mid \cdot) - \log p(z_i \mid \cdot)\big]

@@ -26,7 +26,7 @@ _MAX_ROWS = 1024
 
 
 class InferenceGaps(NamedTuple):
-    r"""What separates the ELBO from :math:`\log p(x)`, per datapoint in nats, float64; all ``[batch]``."""
+    r"""The gap between the ELBO and :math:`\log p(x)`, per datapoint in nats, float64; all ``[batch]``."""
 
     log_evidence: Float[Tensor, " batch"]
     elbo: Float[Tensor, " batch"]
@@ -53,7 +53,7 @@ class InferenceGaps(NamedTuple):
 
     @property
     def mean_total(self) -> Mean:
-        """Over datapoints, in nats per datapoint, with both error bars; so are the others."""
+        """The mean of the whole gap over datapoints, in nats per datapoint, with both error bars."""
         return Mean.of(self.total, torch.hypot(self.log_evidence_stderr, self.elbo_stderr))
 
     @property
@@ -168,7 +168,7 @@ def inference_gaps(
 
 
 def _evidence(log_evidence: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and standard error ``[batch]``; the error of a plain array is zero."""
+    """Return value and standard error ``[batch]``; the error of a plain array is zero."""
     value, stderr = (getattr(log_evidence, name, None) for name in ("value", "stderr"))
     if value is None:
         value = as_tensor(log_evidence, name="log_evidence")
@@ -183,5 +183,5 @@ def _evidence(log_evidence: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joined(blocks: tuple[Moments, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and standard error of all blocks of rows."""
+    """Return mean and standard error of all blocks of rows."""
     return torch.cat([block.mean for block in blocks]), torch.cat([block.stderr for block in blocks])

@@ -1,4 +1,4 @@
-r"""Which latent dimensions carry information."""
+r"""Activity and KL divergence of the latent dimensions."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class LatentSummary(NamedTuple):
 
     @property
     def num_active(self) -> int | None:
-        """How many units are active; 0 means that the posterior has collapsed onto the prior, None is not known."""
+        """The number of active units: 0 if the posterior has collapsed onto the prior, None if it is not known."""
         return None if self.mean_variance.isnan().any() else int(self.active.sum())
 
 
 def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> dict[str, LatentSummary]:
-    r"""Activity and KL divergence of every latent dimension, per latent site of any Pyro pair.
+    r"""Return activity and KL divergence of every latent dimension, per latent site of any Pyro pair.
 
     A unit whose posterior mean does not vary with x, and whose KL divergence is zero, has *collapsed*: the decoder
     ignores it. Sites that depend on other latent sites are summarised at one draw of those. Where a site is masked, its
@@ -65,11 +65,11 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
     """
     pair = Pair.of(model, guide, x)
     with pair.evaluation(seed, "latents"):
-        blocks = [_looked_at(block) for block in pair.split(_ROWS)]
+        blocks = [_site_values(block) for block in pair.split(_ROWS)]
     return {name: _summary(*map(torch.cat, zip(*(block[name] for block in blocks), strict=True))) for name in blocks[0]}
 
 
-def _looked_at(pair: Pair) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+def _site_values(pair: Pair) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Return for each site of the model posterior means and KL divergences, ``[batch, latent]``, and the mask."""
     guide_trace = pair.run_guide()
     p, q = latent_sites(pair.run_model(guide_trace)), guide_sites(guide_trace)

@@ -16,7 +16,7 @@ _COPIES = 6  # of the log-densities of one block of points
 
 
 class Component(NamedTuple):
-    """The posteriors of some rows, draws from them, and those draws' densities under what is theirs."""
+    """The posteriors of some rows, draws from them, and the densities of these draws."""
 
     q: Any
     z: Float[Tensor, "draws rows *event"]
@@ -30,7 +30,7 @@ class Component(NamedTuple):
 
 
 def _log_densities(fn: Any, z: Tensor) -> Float[Tensor, "*batch parts"]:
-    """Of each dimension alone and of all of them together, as the last entry; nan where it is not known."""
+    """Return log-densities of each dimension and, last, of all of them together; nan where they are not known."""
     event_dim = len(fn.event_shape)
     lead, size = z.shape[: z.ndim - event_dim], fn.event_shape.numel()
     if isinstance(fn, MultivariateNormal | LowRankMultivariateNormal):
@@ -52,7 +52,7 @@ def _log_densities(fn: Any, z: Tensor) -> Float[Tensor, "*batch parts"]:
 
 
 def log_others(place: int, parts: list[Component], max_bytes: int) -> Float[Tensor, "draws rows parts"]:
-    """At the draws of one part the log of the sum of all components but the draw's own, float64."""
+    """Return, at the draws of one part, the log of the sum of all components but the draw's own, in float64."""
     part = parts[place]
     widest = max(other.z.shape[1] for other in parts)
     step = max(1, max_bytes // (_COPIES * part.log_q[:, 0].nbytes * widest))

@@ -1,8 +1,8 @@
-"""What columns of numbers tell of one another: as bins, to thresholds and to forests. scikit-learn does the work."""
+"""Predictors of one column of numbers by others: bins, thresholds and forests, by scikit-learn."""
 
 from __future__ import annotations
 
-__all__ = ["binned", "ranks", "share_known", "told_by_dimension", "told_by_forest"]
+__all__ = ["binned", "normalized_mutual_information", "predicted_by_dimension", "predicted_by_forest", "ranks"]
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _LEAF = 0.01  # of the data: smaller leaves credit every dimension with the nois
 
 
 def binned(column: np.ndarray, num_bins: int) -> np.ndarray:
-    """Classes, or bins of equal count: by the middle of equal values' ranks, so that a flip of the sign flips bins."""
+    """Return classes, or bins of equal count by the middle rank of equal values, which a flip of the sign flips."""
     values, classes = np.unique(column, return_inverse=True)
     if len(values) <= num_bins:
         return classes
@@ -24,12 +24,12 @@ def binned(column: np.ndarray, num_bins: int) -> np.ndarray:
 
 
 def ranks(column: np.ndarray) -> np.ndarray:
-    """What a tree asks for; it would see the values in single precision."""
+    """Return the ranks of values, since a tree would see the values in single precision."""
     return np.unique(column, return_inverse=True)[1]
 
 
-def share_known(z: np.ndarray, v: np.ndarray, corrected: bool) -> float:
-    """I(z; v) / H(v), with what chance gives left out of both if ``corrected``."""
+def normalized_mutual_information(z: np.ndarray, v: np.ndarray, corrected: bool) -> float:
+    """Return I(z; v) / H(v), both without the part due to chance if ``corrected``."""
     from sklearn.metrics import mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
 
@@ -38,8 +38,8 @@ def share_known(z: np.ndarray, v: np.ndarray, corrected: bool) -> float:
     return float((mutual_info_score(z, v) - chance) / (mutual_info_score(v, v) - chance))
 
 
-def told_by_dimension(z: np.ndarray, v: np.ndarray, max_classes: int, state: int) -> float:
-    """How well one dimension predicts one factor: by a line, or by thresholds between classes."""
+def predicted_by_dimension(z: np.ndarray, v: np.ndarray, max_classes: int, state: int) -> float:
+    """Return the accuracy of one dimension as a predictor of one factor, by a line or by thresholds."""
     from sklearn.model_selection import KFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
@@ -53,10 +53,10 @@ def told_by_dimension(z: np.ndarray, v: np.ndarray, max_classes: int, state: int
     return _adjusted_accuracy(classes, cross_val_predict(tree, ranks(z)[:, None], classes, cv=folds))
 
 
-def told_by_forest(
+def predicted_by_forest(
     z: np.ndarray, v: np.ndarray, max_classes: int, num_trees: int, state: int
 ) -> tuple[Float[np.ndarray, " latent"], float]:
-    """The importance of each dimension for one factor, and how well it is predicted out of bag."""
+    """Return the importance of each dimension for one factor, and the out-of-bag accuracy."""
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     options: dict[str, Any] = {"min_samples_leaf": _LEAF, "max_features": 1.0, "oob_score": True, "random_state": state}
@@ -72,7 +72,7 @@ def told_by_forest(
 
 
 def _adjusted_accuracy(classes: np.ndarray, predicted: Any) -> float:
-    """The accuracy within a class, averaged over classes, and stretched such that chance is 0."""
+    """Return the accuracy within a class, averaged over classes and rescaled such that chance is 0."""
     from sklearn.metrics import balanced_accuracy_score
 
     return float(balanced_accuracy_score(classes, predicted, adjusted=True))

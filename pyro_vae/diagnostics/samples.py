@@ -1,4 +1,4 @@
-r"""Two samples of data compared: what is nearest to what, and how far the distributions are apart."""
+r"""Comparisons of two samples of data: nearest neighbours, and the distance of their distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import DataError, ShapeError, require_count
 
 
 class Neighbours(NamedTuple):
-    """For each datapoint, the one of the others that is nearest to it."""
+    """The nearest neighbour of each datapoint among the others."""
 
     place: Int[Tensor, " batch"]
     distance: Float[Tensor, " batch"]
@@ -24,7 +24,7 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(x: Any, others: Any, *, max_bytes: int = 2**26) -> Neighbours:
-    r"""For every datapoint the nearest of ``others``, in Euclidean distance over all of its entries.
+    r"""Return the nearest of ``others`` for every datapoint, in Euclidean distance over all entries.
 
     .. math:: i_n = \operatorname{argmin}_m \|x_n - y_m\|, \qquad d_n = \|x_n - y_{i_n}\|
 
@@ -57,7 +57,7 @@ def nearest_neighbours(x: Any, others: Any, *, max_bytes: int = 2**26) -> Neighb
 
 
 def energy_distance(x: Any, y: Any, *, max_bytes: int = 2**26) -> Float[Tensor, ""]:
-    r"""How far the distributions of two samples are apart, estimated without bias: zero if and only if they are one.
+    r"""Return the energy distance of two samples, estimated without bias: zero on average only for equal distributions.
 
     .. math:: D^2(p, q) = 2\, \mathbb E \|x - y\| - \mathbb E \|x - x'\| - \mathbb E \|y - y'\|,
         \qquad x, x' \sim p, \; y, y' \sim q
@@ -96,7 +96,7 @@ def energy_distance(x: Any, y: Any, *, max_bytes: int = 2**26) -> Float[Tensor, 
 
 
 def _alike(x: Any, y: Any, *, other: str = "y") -> tuple[Shaped[Tensor, "n data"], Shaped[Tensor, "m data"]]:
-    """Both as rows of numbers."""
+    """Return both as rows of numbers."""
     x, y = as_batch(x), as_batch(y, name=other)
     if x.shape[1:] != y.shape[1:]:
         raise ShapeError(f"expected datapoints of one shape, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
@@ -106,7 +106,7 @@ def _alike(x: Any, y: Any, *, other: str = "y") -> tuple[Shaped[Tensor, "n data"
 def _squares(
     x: Shaped[Tensor, "n data"], y: Shaped[Tensor, "m data"], max_bytes: int
 ) -> Iterator[tuple[int, Float[Tensor, "n columns"]]]:
-    """Squared distances, float64, from all of x to some of y, with where these start."""
+    """Yield squared distances in float64 from all of x to some of y, with the index at which these start."""
     centre = x.double().mean(0)  # products of large numbers would leave little of their difference
     x = x.double() - centre
     size = max(1, require_count("max_bytes", max_bytes) // (8 * max(x.shape)))

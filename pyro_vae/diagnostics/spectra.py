@@ -1,4 +1,4 @@
-r"""How sharp images are: their power by spatial frequency."""
+r"""The sharpness of images: their power by spatial frequency."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Spectrum(NamedTuple):
 
 
 def power_spectrum(x: Any) -> Spectrum:
-    r"""The power of images by spatial frequency, averaged over directions and channels; blur is what is lost on top.
+    r"""Return the power of images by spatial frequency, averaged over directions and channels; blur loses the highest.
 
     .. math:: P(f) = \frac{1}{|A_f|} \sum_{k \in A_f} \frac{|\hat x_k|^2}{H W}, \qquad
         A_f = \{k : f - \tfrac{\delta}{2} \le |k| < f + \tfrac{\delta}{2}\}, \quad \delta = \frac{1}{\min(H, W)}

@@ -1,4 +1,4 @@
-r"""Which estimator to take, and any of them by its short name."""
+r"""The choice of an estimator, and every estimator by its short name."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _TARGET = 0.05  # nats
 
 
 class Recommendation(NamedTuple):
-    """The estimator to take, by its short name, what it is to draw from, and why."""
+    """The estimator to take, by its short name, its proposal, and the reason."""
 
     estimator: str
     proposal: str
-    """What importance sampling draws from; the others have no use for it."""
+    """The proposal of importance sampling; the others have none."""
     reason: str
 
 
@@ -50,7 +50,7 @@ def require_estimator(name: str) -> None:
 
 
 def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recommendation:
-    r"""Which estimator of :math:`\log p(x)` suits this pair and these data.
+    r"""Recommend an estimator of :math:`\log p(x)` for this pair and these data.
 
     The grid, which is exact, for one or two continuous latent dimensions. Else 2000 draws for each of 64 datapoints
     decide, from the guide and, where that will not do, from the ``"refined"`` proposal: importance sampling from the
@@ -153,7 +153,7 @@ def estimate(
 
 
 def _given(num_particles: int | None, target_stderr: float | None, proposal: str | None) -> dict[str, Any]:
-    """The options that are asked for, looked at whether or not an estimator will have them."""
+    """Return the options that are given, checked whether or not the estimator has them."""
     if num_particles is not None:
         require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     if target_stderr is not None:

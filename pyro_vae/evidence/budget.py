@@ -1,4 +1,4 @@
-r"""Importance weights summarised as they are drawn: so many of each datapoint, or as many as each of them needs."""
+r"""Importance weights, summarised as they are drawn: a fixed number for each datapoint, or until its error is small."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _ROWS = 1024  # datapoints whose budgets are settled together
 
 
 class Pool(NamedTuple):
-    """All that was drawn for some datapoints."""
+    """The summary of all draws for some datapoints."""
 
     rows: Rows
     weights: TailMoments
     pilot: int
-    """Draws per datapoint that only chose the proposal."""
+    """Evaluations per datapoint that only fitted the proposal."""
 
 
 class Budget(NamedTuple):
-    """How many draws: ``most``, or fewer where the standard error has come down to ``target``."""
+    """The number of draws: ``most``, or fewer where the standard error has come down to ``target``."""
 
     most: int
     target: float | None
@@ -64,7 +64,7 @@ class Source(NamedTuple):
         return GuideProposal(self.pair, self.max_bytes), 0
 
     def pools(self, rows: Rows, num: int, proposer: Proposer, pilot: int) -> Iterator[Pool]:
-        """``num`` draws of each row, for one run of rows after the other."""
+        """Yield ``num`` draws of each row, for one block of rows after the other."""
         at, weights, waiting = slice(0, 0), None, []
         self.bar.total += len(rows) * num
         for span, log_w in proposer(rows, num):
@@ -80,7 +80,7 @@ class Source(NamedTuple):
             yield Pool(rows[at], self._summary(weights, waiting), pilot)
 
     def _summary(self, weights: TailMoments | None, waiting: list[Tensor]) -> TailMoments:
-        """Of what was known and what was waiting, which then waits no more."""
+        """Return the summary with the waiting draws, and clear these."""
         if not waiting:
             assert weights is not None
             return weights
@@ -108,7 +108,7 @@ def drawn(source: Source, budget: Budget) -> Iterator[Pool]:
 
 
 def _settled(source: Source, budget: Budget, pool: Pool, proposer: Proposer) -> Iterator[Pool]:
-    """Draw on for those datapoints whose error is too large, most of all for those where it is largest."""
+    """Draw more particles for the datapoints whose error is too large, most for those where it is largest."""
     rows, weights, pilot = pool
     while True:
         goal = _goal(weights, budget)
@@ -124,7 +124,7 @@ def _settled(source: Source, budget: Budget, pool: Pool, proposer: Proposer) -> 
 
 
 def _more(source: Source, rows: Rows, missing: Int[Tensor, " chosen"], proposer: Proposer) -> TailMoments:
-    """As many further draws of each datapoint as it misses."""
+    """Draw as many further particles of each datapoint as it misses."""
     pools = [
         pool for num in missing.unique().tolist() for pool in source.pools(rows[missing == num], num, proposer, pilot=0)
     ]
@@ -132,7 +132,7 @@ def _more(source: Source, rows: Rows, missing: Int[Tensor, " chosen"], proposer:
 
 
 def _goal(weights: TailMoments, budget: Budget) -> Int[Tensor, " chosen"]:
-    r"""How many draws bring the error down to the target: it falls with :math:`1 / \sqrt K`."""
+    r"""Return the number of draws that brings the error down to the target: it falls with :math:`1 / \sqrt K`."""
     count, error = weights.num_particles.double(), weights.log_moments.stderr
     assert budget.target is not None
     factor = (error / budget.target).square().nan_to_num(nan=_GROWTH).clamp(max=_GROWTH)

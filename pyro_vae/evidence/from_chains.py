@@ -1,4 +1,4 @@
-"""From the weights of chains to an answer with an error bar and a verdict."""
+"""Estimates from the weights of chains, with an error bar and a verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""From importance weights to an answer with an error bar and a verdict."""
+r"""Estimates from importance weights, with an error bar and a verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Grids of latent values: where they have to reach, how fine they start, and how they are made finer."""
+r"""Grids of latent values: their extent, their first step, and how they are made finer."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def importance(
 
 
 def of_weights(log_w: Float[Tensor, "particles batch"], *, pilot: int = 0) -> LogEvidence:
-    r"""The estimate from log-weights that are there already, without a second opinion.
+    r"""Return the estimate from given log-weights, without a prior check.
 
     Arguments:
         log_w: :math:`\log p(x, z) - \log r(z \mid x)` at draws from r.

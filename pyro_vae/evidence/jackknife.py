@@ -1,4 +1,4 @@
-r"""Importance sampling with the leading terms of its bias removed."""
+r"""Jackknife variational inference: importance sampling with the leading terms of its bias removed."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _second_order(weights: TailMoments, smoothed: Float[Tensor, "tail batch"]) -
 
 
 class _Parts(NamedTuple):
-    r"""Weights as parts of their sum, :math:`u_k = w_k / \sum_j w_j`: some large ones, and power sums of the others.
+    r"""Weights relative to their sum, :math:`u_k = w_k / \sum_j w_j`: some large ones, and power sums of the others.
 
     What is wanted are the means of :math:`\log(1 - u_i)` and :math:`\log(1 - u_i - u_j)`; for small u they are the
     series :math:`-\sum_m u^m / m`. Where one large weight is nearly all of the sum, the others are compared with what

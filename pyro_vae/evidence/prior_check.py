@@ -46,8 +46,8 @@ def prior_check(found: LogEvidence, pair: Pair, *, seed: int, max_bytes: int) ->
 
     Clearly more means more by four standard errors, :math:`4 \sqrt{\text{stderr}^2 + \text{stderr}_0^2}`, and by
     another :math:`3 / \text{ESS}_0`, since the error bar of few hits is itself uncertain. Because
-    :math:`E[\hat p_0] = p(x)`, a single hit exceeds log p(x) by these 7 nats with a probability below :math:`e^{-7}`, and
-    several hits hardly more often: a right value keeps its verdict.
+    :math:`E[\hat p_0] = p(x)`, a single hit exceeds log p(x) by these 7 nats with a probability below :math:`e^{-7}`,
+    and several hits hardly more often: a right value keeps its verdict.
 
     The draws, at most 32,768 and never more than the estimator's own of all datapoints together, are decoded once for
     all datapoints and not counted in ``num_evaluations``. Pairs with more than 10 latent dimensions, with discrete

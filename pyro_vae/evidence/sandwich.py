@@ -1,4 +1,4 @@
-r"""Both sides of log p(x), on data that were simulated from the model."""
+r"""Bounds on log p(x) from both sides, on data that were simulated from the model."""
 
 from __future__ import annotations
 

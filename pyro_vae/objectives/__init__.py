@@ -1,4 +1,4 @@
-"""What is maximised: bounds on log p(x) as drop-in ``pyro.infer.ELBO`` classes, one per file."""
+"""Objectives: bounds on log p(x) as drop-in ``pyro.infer.ELBO`` classes, one per file."""
 
 __all__ = [
     "CIWAE",

@@ -1,4 +1,4 @@
-r"""What all objectives share: the sockets into Pyro and torch, and the scale."""
+r"""The base class of all objectives: the sockets into Pyro and torch, and the scale."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .surrogates import attached
 
 
 class Objective(pyro.infer.ELBO):
-    r"""What any Pyro pair can be trained on: usually a bound on :math:`\log p(x)`.
+    r"""An objective that any Pyro pair can be trained on, usually a bound on :math:`\log p(x)`.
 
     A member defines :meth:`bound`, from log-weights ``[particles, batch]`` to nats per datapoint ``[batch]``. The rest
     is here: it goes into stock :class:`pyro.infer.SVI` as ``loss=``, and ``objective(model, guide)`` is an
@@ -65,7 +65,7 @@ class Objective(pyro.infer.ELBO):
         self._cache = VectorizationCache()
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
-        """The bound, to maximise, in nats per datapoint, from log-weights; of data, ask ``objective(model, guide)``."""
+        """Return the bound, to maximise, in nats per datapoint; for data use ``objective(model, guide).bound(x)``."""
         raise NotImplementedError(
             f"{type(self).__name__} is no function of log-weights alone: use objective(model, guide).bound(x)"
         )
@@ -77,16 +77,16 @@ class Objective(pyro.infer.ELBO):
         return Estimate(self._bound(sites), sites.elbo.detach(), sites.scale)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a scalar tensor to call ``backward`` on."""
+        """Return the loss as a scalar tensor to call ``backward`` on."""
         return self.estimate(model, guide, *args, **kwargs).loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; nothing is trained."""
+        """Return the loss as a number; nothing is trained."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, its gradients added to the parameters' ``.grad``: what ``SVI.step`` calls."""
+        """Return the loss as a number, and add its gradients to the parameters' ``.grad``; ``SVI.step`` calls this."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -94,7 +94,7 @@ class Objective(pyro.infer.ELBO):
         return loss.item()
 
     def __call__(self, model: Program, guide: Program) -> ObjectiveModule:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The objective of this pair as an ``nn.Module`` that owns the pair's parameters."""
+        """Return the objective of this pair as an ``nn.Module`` that owns the pair's parameters."""
         return ObjectiveModule(self, model, guide)
 
     @property
@@ -103,7 +103,7 @@ class Objective(pyro.infer.ELBO):
 
     @property
     def _num_draws(self) -> int:
-        """How many draws one estimate takes."""
+        """The number of draws that one estimate takes."""
         return self.num_groups * self.num_particles
 
     def _require_reparameterized(self, sites: Sites) -> None:
@@ -147,11 +147,11 @@ class Objective(pyro.infer.ELBO):
         return Coefficients(v, v - 1 / len(log_w) - signal)
 
     def _signal(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
-        """What each particle's density is reinforced by: the part of the bound that depends on it, here all."""
+        """Return the learning signal of each particle's density: the part of the bound that depends on it, here all."""
         return self.bound(log_w).expand_as(log_w)
 
     def _doubly_reparameterized(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
-        r""":math:`v_k - \partial v_k / \partial \log w_k`, in closed form."""
+        r"""Return :math:`v_k - \partial v_k / \partial \log w_k`, in closed form."""
         raise NotImplementedError
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:

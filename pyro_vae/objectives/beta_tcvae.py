@@ -64,7 +64,7 @@ class BetaTCVAE(Objective):
 
 
 def _marginals(name: str, q: Any) -> Any:
-    """The distributions of a vector's dimensions, each by itself."""
+    """Return the distributions of the single dimensions of a vector."""
     if isinstance(q, MultivariateNormal):
         return Normal(q.mean, q.stddev, validate_args=False)
     if not isinstance(q, Independent) or len(q.event_shape) != 1 or q.base_dist.event_shape:
@@ -76,7 +76,7 @@ def _marginals(name: str, q: Any) -> Any:
 
 
 def log_aggregate(log_q: Float[Tensor, "batch batch *latent"], num_data: int) -> Float[Tensor, "batch *latent"]:
-    r"""Log of an unbiased estimate of :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` at the draws of a minibatch.
+    r"""Return the log of an unbiased estimate of :math:`q(z) = \frac1N \sum_n q(z \mid x_n)` at a minibatch's draws.
 
     .. math:: \frac1N\, q(z_i \mid x_i) + \frac{N - 1}{N (B - 1)} \sum_{j \ne i} q(z_i \mid x_j)
 

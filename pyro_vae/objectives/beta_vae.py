@@ -56,7 +56,7 @@ class BetaVAE(Objective):
 
     @property
     def weight(self) -> float:
-        """The weight at this step."""
+        """The weight of the KL term at this step."""
         weight = self.beta(self.step) if callable(self.beta) else self.beta
         return require_number("beta", weight, least=0)
 

@@ -1,4 +1,4 @@
-r"""Between the ELBO and the importance-weighted bound."""
+r"""Convex combination of the ELBO and the importance-weighted bound."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .base import Objective, require_unmasked
 
 
 class FreeBits(Objective):
-    r"""Free bits: no latent dimension gains by a KL divergence below a threshold; in nats per datapoint.
+    r"""Free bits, in nats per datapoint: no latent dimension gains by a KL divergence below a threshold.
 
     .. math:: \mathbb E_{q(z \mid x)}[\log p(x \mid z)] - \sum_j \max\Big(\lambda,\;
         \frac1B \sum_b \mathrm{KL}(q(z_j \mid x_b) \,\|\, p(z_j))\Big)

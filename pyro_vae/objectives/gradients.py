@@ -1,4 +1,4 @@
-r"""How the gradient of a bound is estimated: every estimator is two coefficients per particle.
+r"""Gradient estimators of a bound: each is two coefficients per particle.
 
 A bound :math:`\mathcal L(\log w_1, \ldots, \log w_K)` has derivatives :math:`v_k = \partial \mathcal L / \partial \log
 w_k`, for the importance-weighted bound the normalised weights. What is followed is
@@ -72,14 +72,14 @@ _MOST_AT_ONCE = 2**22  # numbers, of the K^2 per datapoint that leaving each par
 
 
 class Coefficients(NamedTuple):
-    """What multiplies each particle's gradients; constants."""
+    """The constant factors of each particle's gradients."""
 
     model: Float[Tensor, "particles batch"]
     guide: Float[Tensor, "particles batch"]
 
 
 def sensitivity(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
-    r""":math:`v_k = \partial \mathcal L / \partial \log w_k`.
+    r"""Return :math:`v_k = \partial \mathcal L / \partial \log w_k`.
 
     Example:
         >>> sensitivity(lambda log_w: torch.logsumexp(log_w, 0), torch.tensor([[0.0], [0.0]]))
@@ -92,7 +92,7 @@ def sensitivity(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Float[
 
 
 def leave_one_out(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:
-    r"""The bound with the k-th log-weight replaced by the mean of the others, which does not depend on :math:`z_k`.
+    r"""Return the bound with the k-th log-weight replaced by the others' mean, a baseline independent of :math:`z_k`.
 
     Example:
         >>> leave_one_out(lambda log_w: log_w.mean(0), torch.tensor([[0.0], [4.0]]))
@@ -113,7 +113,7 @@ def leave_one_out(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Floa
 
 
 def over_other_datapoints(signal: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
-    """The mean of a signal over the other datapoints of the batch; zero if there is no other.
+    """Return the mean of a signal over the other datapoints of the batch; zero if there is no other.
 
     Example:
         >>> over_other_datapoints(torch.tensor([[1.0, 2.0, 6.0]]))

@@ -1,4 +1,4 @@
-r"""The ELBO with a penalty on how far the aggregate posterior is from the prior."""
+r"""The ELBO with a penalty on the distance of the aggregate posterior from the prior."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class InfoVAE(Objective):
 
 
 def _flat(z: dict[str, Tensor]) -> Float[Tensor, "particles batch latent"]:
-    """All latent sites behind one another."""
+    """Return all latent sites, concatenated."""
     return torch.cat([value.reshape(*value.shape[:2], -1) for value in z.values()], -1)
 
 
 def mmd(z: Float[Tensor, "batch latent"], other: Float[Tensor, "batch latent"]) -> Float[Tensor, ""]:
-    r"""Squared maximum mean discrepancy between two samples of one size, estimated without bias.
+    r"""Return the squared maximum mean discrepancy between two samples of one size, estimated without bias.
 
     .. math:: \mathrm{MMD}^2(q, p) = \mathbb E[k(z, z')] + \mathbb E[k(y, y')] - 2\, \mathbb E[k(z, y)], \qquad
         k(z, y) = \exp\Big(-\frac{\|z - y\|^2}{2 d}\Big), \quad z \sim q,\; y \sim p

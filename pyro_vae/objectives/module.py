@@ -17,14 +17,14 @@ from ..pairs.running import Program
 
 
 class Estimate(NamedTuple):
-    """What one run of a pair says."""
+    """The results of one run of a pair."""
 
     bound: Float[Tensor, " batch"]
-    """What is maximised, per datapoint, unscaled, in nats, with its gradient attached."""
+    """The objective's value per datapoint, unscaled, in nats, with its gradient attached."""
     elbo: Float[Tensor, " batch"]
-    """The plain ELBO of the same draws, whatever is maximised."""
+    """The ELBO of the same draws, whatever the objective is."""
     scale: Any
-    """What the pair's subsampled plates and ``poutine.scale`` ask for."""
+    """The scale of the pair's subsampled plates and of ``poutine.scale``."""
 
     @property
     def loss(self) -> Float[Tensor, ""]:
@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
 
 
 class ObjectiveModule(nn.Module):
-    """``module(x)`` is the loss of a pair; ``module.parameters()`` are the pair's.
+    """The objective of one pair: ``module(x)`` is the loss, and ``module.parameters()`` are those of the pair.
 
     The parameters are those of every ``nn.Module`` behind the pair: the owner of a bound method, a module that is
     called itself, and the modules that a plain function refers to. Pyro's global store is neither read nor written
@@ -70,24 +70,24 @@ class ObjectiveModule(nn.Module):
         super().__setstate__({**state, "_all_owned": False})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, to call ``backward`` on: minus the scaled sum of the bound."""
+        """Return the loss, minus the scaled sum of the bound, to call ``backward`` on."""
         loss = self.estimate(*args, **kwargs).loss
         self.objective.step += loss.requires_grad
         return loss
 
     def bound(self, *args: Any, **kwargs: Any) -> Float[Tensor, " batch"]:
-        """The bound per datapoint, unscaled, in nats, with its gradient attached."""
+        """Return the bound per datapoint, unscaled, in nats, with its gradient attached."""
         return self.estimate(*args, **kwargs).bound
 
     def estimate(self, *args: Any, **kwargs: Any) -> Estimate:
-        """The bound per datapoint with its gradient attached, the ELBO of the same draws, and the pair's scale."""
+        """Return the bound per datapoint with its gradient attached, the ELBO of the same draws, and the scale."""
         found = self.objective.estimate(*self.pair, *args, **kwargs)
         if torch.is_grad_enabled() and not self._all_owned:
             self._require_all_owned(found.bound, *args, *kwargs.values())
         return found
 
     def _require_all_owned(self, bound: Tensor, *inputs: Any) -> None:
-        """Once, at the first step: what the bound depends on and this module does not own would not be trained."""
+        """Raise :class:`~pyro_vae.errors.PairError` for parameters of the bound that this module does not own."""
         owned = set(self.parameters())
         for leaf in leaves(bound, *inputs):
             if leaf not in owned:

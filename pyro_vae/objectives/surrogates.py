@@ -1,4 +1,4 @@
-r"""A value with another gradient: what automatic differentiation is given, so that it computes an estimator.
+r"""Values with another gradient attached, from which automatic differentiation computes an estimator.
 
 The surrogate is :math:`\sum_k a_k \log p(x, z_k) - b_k \log q(z_k \mid x)` with the coefficients a and b of
 :mod:`pyro_vae.objectives.gradients` as constants. It is added and taken off again, so the value stays what it was.
@@ -20,7 +20,7 @@ from .gradients import Coefficients
 
 
 def attached(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[Tensor, " batch"]:
-    """The value, with the gradient that the coefficients ask for.
+    """Return the value with the gradient of the coefficients attached.
 
     Model and guide meet in log p(x, z): its own parameters get ``model``, and a hook on z scales what goes on to the
     guide by ``guide / model``.
@@ -35,7 +35,7 @@ def attached(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[T
 
 
 def attached_apart(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[Tensor, " batch"]:
-    """As :func:`attached`, where no factor leads from one coefficient to the other: with a second pass back to z."""
+    """Return what :func:`attached` returns where the coefficients have no common factor, by a second pass back to z."""
     model, guide = coefficients
     draws = [z for z in sites.z.values() if z.requires_grad]
     missing = ((guide - model) * _finite(sites.log_p)).sum()
@@ -54,7 +54,7 @@ def _following(value: Tensor, sites: Sites, model: Tensor, guide: Tensor) -> Ten
 
 
 def _finite(log_p: Tensor) -> Tensor:
-    """A draw outside the model's support has no weight, and zero times its infinite log p would be nan."""
+    """Return zeros for draws outside the model's support, where zero weight times infinity would be nan."""
     return log_p.masked_fill(log_p.detach().isinf(), 0.0)
 
 

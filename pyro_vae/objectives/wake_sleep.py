@@ -80,7 +80,7 @@ class ReweightedWakeSleep(Objective):
 
 
 def _dreamed(model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Float[Tensor, " batch"]:
-    """The guide's log-density of the latent values behind data that the model generates, one per datapoint."""
+    """Return the guide's log-density of the latent values behind data that the model generates, one per datapoint."""
     with torch.no_grad(), evaluating(model):  # so that a batch normalisation takes no note of it
         dream = trace(poutine.uncondition(model), args, kwargs)
     args, kwargs = _with_dream(dream, args, kwargs)
@@ -91,7 +91,7 @@ def _dreamed(model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
 
 
 def _with_dream(dream: poutine.Trace, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments with what the model dreamed in the place of what it was given to observe."""
+    """Return the arguments with the model's dream in place of the data that it observes."""
     seen = [site for site in sample_sites(dream).values() if site["infer"].get("was_observed")]
     places = [*enumerate(args), *kwargs.items()]
     for place, x in places if len(seen) == 1 else []:

@@ -1,4 +1,4 @@
-"""Files that survive: safetensors with a checksum, written beside the old file and then moved over it.
+"""Checkpoints: safetensors with a checksum, written beside the old file and then moved over it.
 
 A file holds tensors and, as JSON in its metadata, what is needed to make sense of them. No pickle is read or written.
 """
@@ -76,7 +76,7 @@ def load(path: str | Path, *, vae: BaseVAE | None = None, device: str | torch.de
 
 
 def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> BaseVAE:
-    """The VAE of a recipe, its weights drawn at random and about to be replaced."""
+    """Return the VAE of a recipe; its random weights are about to be replaced."""
     if recipe is None:
         raise CheckpointError(path, "no preset made this VAE: assemble it again and pass it, load(path, vae=vae)")
     arguments = dict(recipe)
@@ -115,7 +115,7 @@ def write(
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and metadata of a file that :func:`write` wrote, its checksum verified."""
+    """Return the tensors and metadata of a file that :func:`write` wrote, after verifying its checksum."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -141,7 +141,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """SHA-256 of names, types, shapes, bytes and metadata: a flipped bit anywhere changes it."""
+    """Return the SHA-256 of names, types, shapes, bytes and metadata: a flipped bit anywhere changes it."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""How the learning rate falls and the weight of a KL term rises as training goes on."""
+"""Schedules of the learning rate, and warm-ups of the weight of a KL term."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "burda": lambda progress: 10 ** (-_burda_stage(progress) / 7),
 }
-"""What the learning rate is multiplied by, from the share of training done, in [0, 1).
+"""The factor of the learning rate, as a function of the share of training done, in [0, 1).
 
 ``burda`` is the schedule of the IWAE paper: eight stages i = 0..7 of :math:`3^i` shares each at :math:`10^{-i/7}`; with
 3,280 epochs these are the paper's passes, with fewer the stages shrink in proportion.
@@ -25,7 +25,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def _burda_stage(progress: float) -> int:
-    """The stage i whose share of training, from (3^i - 1) / 6560 to (3^(i+1) - 1) / 6560, holds ``progress``."""
+    """Return the stage i for which ``progress`` is between (3^i - 1) / 6560 and (3^(i+1) - 1) / 6560."""
     return next(i for i in range(8) if i == 7 or progress * 6560 < 3 ** (i + 1) - 1)
 
 

@@ -1,4 +1,4 @@
-"""What a training run is at one moment: enough to report it, save it and go on with it bit for bit."""
+"""The state of a training run: enough to report it, to save it, and to go on with it bit for bit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .checkpoint import read, restore, write
 
 
 class Epoch(NamedTuple):
-    """One row of the history; what is maximised and the plain ELBO of the same draws, in nats per datapoint."""
+    """One row of the history: the objective and the ELBO of the same draws, in nats per datapoint."""
 
     epoch: int
     step: int
     learning_rate: float
     train_bound: float
-    """The mean of what is maximised over the epoch's batches, each at the weights of its step."""
+    """The mean of the objective over the epoch's batches, each at the weights of its step."""
     validation_bound: float
     """The same on the validation data at the end of the epoch; nan without validation data."""
     seconds: float
@@ -36,7 +36,7 @@ class Epoch(NamedTuple):
 
 
 class History(NamedTuple):
-    """What happened: one :class:`Epoch` each; the best epoch by the validation data; whether Ctrl-C ended it."""
+    """The history of a training: its epochs, the best one by the validation data, and whether Ctrl-C ended it."""
 
     epochs: list[Epoch]
     best_epoch: int
@@ -52,7 +52,7 @@ class History(NamedTuple):
 
 
 def read_epochs(path: str | Path) -> list[Epoch]:
-    """What :meth:`History.to_csv` wrote.
+    """Return the epochs that :meth:`History.to_csv` wrote.
 
     Errors:
         CheckpointError: for a file that cannot be read, or holds something else.
@@ -70,7 +70,7 @@ def read_epochs(path: str | Path) -> list[Epoch]:
 
 
 class TrainingState:
-    """A module, its optimiser, and how far they have come."""
+    """A module, its optimiser, and the progress of their training."""
 
     def __init__(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         self.module = module
@@ -94,7 +94,7 @@ class TrainingState:
         return len(self.epochs)
 
     def advance(self, bound_sum: float, elbo_sum: float, num: int) -> None:
-        """Note one step on ``num`` datapoints."""
+        """Record one step on ``num`` datapoints."""
         self.step += 1
         self.offset += num
         self.bound_sum += bound_sum
@@ -103,7 +103,7 @@ class TrainingState:
     def finish_epoch(
         self, learning_rate: float, validation_bound: float, validation_elbo: float, *, by_elbo: bool, keep_best: bool
     ) -> None:
-        """Note that the epoch is complete, and keep its weights if they are the best so far."""
+        """Record a complete epoch, and keep its weights if they are the best so far."""
         self._tick()
         self.epochs.append(
             Epoch(
@@ -130,7 +130,7 @@ class TrainingState:
             self.module.load_state_dict(self._best)
 
     def keep_generators(self) -> None:
-        """Remember torch's generators in the middle of an epoch."""
+        """Keep the state of torch's generators in the middle of an epoch."""
         self._generators = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_initialized():
             self._generators |= {f"cuda:{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -145,9 +145,9 @@ class TrainingState:
         self._generators = {}
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
-        """Write everything to ``path``; what was there before stays beside it as the previous one.
+        """Write everything to ``path``; the old file stays beside it as the previous one.
 
-        ``identity`` says which training this is: :meth:`resume` refuses to go on with another one.
+        ``identity`` tells this training from others: :meth:`resume` refuses to go on with another one.
         """
         self._tick()
         tensors = _flat(self.module.state_dict(), "module") | _flat(self._best, "best")
@@ -206,7 +206,7 @@ _COUNTERS = ("epochs", "offset", "step", "bound_sum", "elbo_sum", "seconds", "be
 
 
 def previous(path: Path) -> Path:
-    """Where the state before the last one is kept."""
+    """Return the path of the state before the last one."""
     return path.with_name(f"previous-{path.name}")
 
 

@@ -1,4 +1,4 @@
-r"""Estimators of log p(x) side by side: what each says, how far it is from the truth, and what it costs."""
+r"""Comparison of estimators of log p(x): their values, their errors against the truth, and their cost."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What :func:`compare` found; ``str`` is a table, :meth:`to_dict` is ready for JSON."""
+    """The result of :func:`compare`; ``str`` is a table, :meth:`to_dict` is ready for JSON."""
 
     rows: tuple[Row, ...]
     num_datapoints: int
@@ -67,10 +67,10 @@ class Comparison(NamedTuple):
     truth: float
     """The mean of the exact values; nan if they are not known."""
     evidence: dict[str, tuple[LogEvidence, ...]]
-    """Every answer, per estimator and repeat."""
+    """Every estimate, by estimator and repeat."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the answers per datapoint; numbers that are not known are ``None``."""
+        """Return everything but the estimates per datapoint; numbers that are not known are ``None``."""
         rows = [{key: plain(value) for key, value in row._asdict().items()} for row in self.rows]
         return {
             "num_datapoints": self.num_datapoints,
@@ -80,7 +80,7 @@ class Comparison(NamedTuple):
         }
 
     def to_dataframe(self) -> Any:
-        """A :class:`pandas.DataFrame` with a row per estimator; needs pandas."""
+        """Return a :class:`pandas.DataFrame` with a row per estimator; needs pandas."""
         import pandas
 
         return pandas.DataFrame([row._asdict() for row in self.rows]).set_index("estimator")

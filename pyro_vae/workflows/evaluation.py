@@ -1,4 +1,4 @@
-"""How good a trained pair is, in one call: bounds, log p(x), their error bars, and what the latents do."""
+"""Evaluation of a trained pair in one call: bounds, log p(x), their error bars, and the activity of the latents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
     """Of a VAE: how many scales are held by their bounds, see :meth:`~pyro_vae.VAE.clamped_scales`."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per estimate, in nats per datapoint unless named otherwise."""
+        """Return one dictionary per estimate, in nats per datapoint unless named otherwise."""
         return [
             {
                 "estimate": name,
@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the values per datapoint, ready for JSON."""
+        """Return everything but the values per datapoint, ready for JSON."""
         return {
             "num_datapoints": len(self.elbo.value),
             "num_dimensions": self.num_dimensions,
@@ -74,7 +74,7 @@ class Evaluation(NamedTuple):
         }
 
     def _doubts(self) -> list[str]:
-        """What log p(x) is not to be believed for, and why."""
+        """Return lines that count the datapoints with a doubtful or unreliable log p(x), with the first reason."""
         found, lines = self.log_evidence, []
         for verdict in ("unreliable", "doubtful"):
             if count := int((found.verdict == verdict).sum()):

@@ -1,4 +1,4 @@
-r"""A pair's draws with their labels, for ArviZ: the only room that knows of it."""
+r"""Export of a pair's draws, with the labels of the data, for ArviZ."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def to_datatree(
     coords: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> xr.DataTree:
-    r"""What a pair says of data, as an :class:`xarray.DataTree` of ArviZ's groups; xarray alone is needed.
+    r"""Export draws of a pair for given data as an :class:`xarray.DataTree` of ArviZ's groups; needs xarray alone.
 
     ===================== ==============================================================================================
     ``posterior``         the latent sites, ``[chain, draw, observation, ...]``
@@ -121,7 +121,7 @@ def to_arviz(
     coords: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Any:
-    """:func:`to_datatree` as what the installed ArviZ works with: ``InferenceData`` of 0.23, the tree itself of 1.x.
+    """Return :func:`to_datatree` in the form of the installed ArviZ: ``InferenceData`` for 0.23, the tree for 1.x.
 
     Arguments:
         pair_and_x, num_draws, draws, resampled, coords, seed: As for :func:`to_datatree`.
@@ -194,7 +194,7 @@ def _groups(found: _Numbers, labels: Labels, x: Tensor) -> dict[str, dict[str, A
 
 
 class _Drawn(NamedTuple):
-    """Draws, the first chain's first, and how good they are for each datapoint."""
+    """Draws, those of the first chain first, and their quality for each datapoint."""
 
     num_chains: int
     z: dict[str, Tensor]

@@ -1,4 +1,4 @@
-r"""Values for what is missing, with how far they can be from the truth."""
+r"""Imputation of missing values, with intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .weighted import Weighted, replicates, require_from_prior, weighted_blocks
 
 
 class Imputation(NamedTuple):
-    r"""What is missing, told in three ways; what is observed is in each of them as it was."""
+    r"""Missing values as means, as draws and as intervals; observed values are unchanged in each."""
 
     mean: Tensor
     r"""``[batch, *event]``: :math:`\mathbb E[x^{\mathrm{mis}} \mid x^{\mathrm{obs}}]`, the single imputation."""
@@ -41,7 +41,7 @@ class Imputation(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Imputation]) -> Imputation:
-        """Of consecutive rows of the data."""
+        """Return the imputations of consecutive blocks of rows, joined."""
         found = {name: [getattr(part, name) for part in parts] for name in cls._fields}
         judgement = Judgement.joined(found.pop("judgement"))
         return cls(**{name: torch.cat(part, int(name == "draws")) for name, part in found.items()}, judgement=judgement)
@@ -148,7 +148,7 @@ def _imputed(block: Weighted, num_imputations: int, level: float) -> Imputation:
 
 
 def _with_nan(x: Tensor, mask: Any) -> Tensor:
-    """The data with NaN where the mask says that they are missing."""
+    """Return the data with NaN where the mask is false."""
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
     if mask is None or (mask := as_mask(mask, x)) is None:
         return x

@@ -1,4 +1,4 @@
-"""The names of the data's dimensions, and their labels: what pandas or xarray holds of them, kept for an export."""
+"""The names of the data's dimensions and their labels, which pandas or xarray hold, for an export."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Labels(NamedTuple):
     known: dict[str, tuple[tuple[str, ...], np.ndarray]]
 
     def over(self, name: str, value: Tensor, x: Tensor) -> list[str]:
-        """The dimensions of an observed site after the first: those of the data, if it has them."""
+        """Return the dimensions of an observed site after the first: those of the data, if it has them."""
         return self.rest if value.shape[1:] == x.shape[1:] else numbered(name, value, 1)
 
     def coords(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """The coordinates of the dimensions that the variables have, numbers where no labels are known."""
+        """Return the coordinates of the variables' dimensions, numbers where no labels are known."""
         sizes = _sizes(variables)
         known = {name: coord for name, coord in self.known.items() if {*coord[0]} <= sizes.keys()}
         return {dim: np.arange(size) for dim, size in sizes.items()} | known
@@ -34,7 +34,7 @@ class Labels(NamedTuple):
     def checked(
         self, latent: set[str], observed: set[str], groups: dict[str, dict[str, Any]], wanted: Mapping[str, Any]
     ) -> Labels:
-        """With the wanted labels, too.
+        """Return the labels with the wanted ones added.
 
         Errors:
             ConfigError: for names in the data that are taken, and labels of no dimension or of another length.
@@ -67,7 +67,7 @@ class Labels(NamedTuple):
 
 
 def labels_of(data: Any, x: Tensor) -> Labels:
-    """The labels of data that came as a tensor ``x``: of pandas and xarray their own, of anything else numbers.
+    """Return the labels of data: those of pandas and xarray, numbers for anything else; ``x`` is the data as a tensor.
 
     Example:
         >>> import torch
@@ -94,7 +94,7 @@ def labels_of(data: Any, x: Tensor) -> Labels:
 
 
 def renamed(sites: dict[str, Any]) -> dict[str, Any]:
-    """By names that xarray takes: a ``/`` would be a group, and becomes a ``.``.
+    """Return the sites by names that xarray takes: a ``/``, which would be a group, becomes a ``.``.
 
     Errors:
         PairError: for two sites that would be called the same.
@@ -114,7 +114,7 @@ def _plain(name: str) -> str:
 
 
 def _levels(dim: str, index: Any) -> list[tuple[str, tuple[tuple[str, ...], np.ndarray]]]:
-    """The coordinates that a pandas index makes of a dimension: one for each of its levels."""
+    """Return the coordinates of a dimension with a pandas index: one for each level of the index."""
     if index.nlevels == 1:
         return [(dim, ((dim,), _kept(index)))]
     names = [f"{dim}_level_{place}" if name is None else str(name) for place, name in enumerate(index.names)]
@@ -122,7 +122,7 @@ def _levels(dim: str, index: Any) -> list[tuple[str, tuple[tuple[str, ...], np.n
 
 
 def _kept(labels: Any) -> np.ndarray:
-    """Labels as they are, or as text if netCDF has no type for them."""
+    """Return labels, as strings if netCDF has no type for them."""
     array = np.asarray(labels)
     if array.dtype.kind != "O" or all(isinstance(label, str) for label in array.flat):
         return array
@@ -135,7 +135,7 @@ def _sizes(variables: dict[str, Any]) -> dict[str, int]:
 
 
 def numbered(name: str, value: Tensor, leading: int) -> list[str]:
-    """ArviZ's names for the dimensions of a variable after the leading ones.
+    """Return ArviZ's names for the dimensions of a variable after the leading ones.
 
     Example:
         >>> import torch

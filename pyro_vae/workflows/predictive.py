@@ -1,4 +1,4 @@
-r"""What a pair says of data: draws from the prior and the posterior predictive, and expectations per datapoint."""
+r"""Predictions of a pair: draws from the prior and posterior predictive, and posterior expectations per datapoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .weighted import replicates, require_from_prior, weighted_blocks
 
 
 class Prediction(NamedTuple):
-    r"""Expectations under :math:`p(z \mid x)`, per datapoint, with standard errors and what the weights are worth."""
+    r"""Expectations under :math:`p(z \mid x)`, per datapoint, with standard errors and the quality of the weights."""
 
     mean: Tensor
     """``[batch, ...]``."""
@@ -38,7 +38,7 @@ class Prediction(NamedTuple):
 
 
 def prior_predictive(model: Program, num: int, *, seed: int = 0) -> dict[str, Tensor]:
-    r"""Draws :math:`z \sim p(z), x \sim p(x \mid z)` of all sites of a model that generates, ``model(None, num)``.
+    r"""Draw :math:`z \sim p(z), x \sim p(x \mid z)` at all sites of a model that generates, ``model(None, num)``.
 
     Arguments:
         model: A Pyro function of x and the number of datapoints to generate if x is none.
@@ -90,7 +90,7 @@ def posterior_predictive(
     seed: int = 0,
     max_bytes: int = 2**26,
 ) -> dict[str, Tensor]:
-    r"""Replicates of each datapoint, :math:`z \sim p(z \mid x), x^{\mathrm{rep}} \sim p(x \mid z)`; never the data.
+    r"""Draw replicates of each datapoint, :math:`z \sim p(z \mid x), x^{\mathrm{rep}} \sim p(x \mid z)`.
 
     The draws of z come from the guide and are resampled by their importance weights; without that correction they would
     be from :math:`q(z \mid x)`, whose replicates vary too little where the guide is too narrow. Stock
@@ -143,7 +143,7 @@ def predict(
     seed: int = 0,
     max_bytes: int = 2**26,
 ) -> Prediction:
-    r"""The posterior expectation of a function of z, per datapoint, by self-normalised importance sampling.
+    r"""Estimate the posterior expectation of a function of z, per datapoint, by self-normalised importance sampling.
 
     .. math:: \mathbb E[f(z) \mid x] \approx \sum_k \tilde w_k f(z_k), \qquad
         \mathrm{stderr}^2 = \sum_k \tilde w_k^2 \big(f(z_k) - \textstyle\sum_j \tilde w_j f(z_j)\big)^2

@@ -1,4 +1,4 @@
-"""How numbers stand in tables and in records."""
+"""Formats of numbers in tables and records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
-    """A number that fits its column, whatever its size; a dash for one that is not known.
+    """Return a number as text that fits its column, whatever its size; a dash for one that is not known.
 
     Example:
         >>> number(-1.23456, 3), number(1.23456, 1, "+"), number(123456.0, 3), number(float("nan"), 3)
@@ -21,7 +21,7 @@ def number(value: float, digits: int, sign: str = "") -> str:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no word for a number that is not known, or infinite, but ``null``.
+    """Return a value for JSON, with ``None`` for numbers that are nan or infinite.
 
     Example:
         >>> plain(1.5), plain(float("inf")), plain("lower")

@@ -22,8 +22,8 @@ import pyro_vae as pv
 from pyro_vae.cli.config import TrainConfig
 from pyro_vae.data.datasets import Pixels
 from pyro_vae.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteLossError
-from pyro_vae.ops.seeds import seeded
 from pyro_vae.ops.choices import Schedule
+from pyro_vae.ops.seeds import seeded
 from pyro_vae.training.schedules import SCHEDULES, LinearWarmup
 from pyro_vae.training.state import Epoch, read_epochs
 

@@ -1,4 +1,4 @@
-"""Refinement: from the encoder's answer for given data to draws that are closer to the posterior."""
+"""Refinement: draws that are closer to the posterior than those of the guide."""
 
 __all__ = ["METHODS", "Refinement", "refine"]
 

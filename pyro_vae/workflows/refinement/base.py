@@ -1,4 +1,4 @@
-r"""What every refinement returns, and what they share: weights of draws, and the evidence that draws imply."""
+r"""The result of every refinement, the weights of draws, and the evidence that draws imply."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ...samplers.tempering import TemperedPath
 
 
 class Plan(NamedTuple):
-    """What was asked for; a method looks at what concerns it."""
+    """The options of a refinement; each method uses those that concern it."""
 
     num_draws: int
     num_particles: int
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     @property
     def draws_per_chain(self) -> int:
-        """As many as it takes."""
+        """The number of draws of each chain, rounded up."""
         return -(-self.num_draws // self.num_chains)
 
 
@@ -71,7 +71,7 @@ class Refinement(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Refinement]) -> Refinement:
-        """The datapoints of several refinements by one method behind one another."""
+        """Return the datapoints of several refinements by one method, concatenated."""
         first = parts[0]
         z = {name: torch.cat([part.z[name] for part in parts], 1) for name in first.z}
         evidence = LogEvidence.joined([part.evidence for part in parts])
@@ -105,7 +105,7 @@ Method = Callable[[TemperedPath, int, Plan], Refinement]
 
 
 def weighed(path: TemperedPath, num: int, most: int) -> tuple[Tensor, Float[Tensor, "particles batch"]]:
-    """Draws from the guide, and their log-weights."""
+    """Return draws from the guide and their log-weights."""
     blocks = [path.draw(min(most, num - done)) for done in range(0, num, most)]
     return torch.cat(blocks), torch.cat([path.log_weights(u) for u in blocks])
 
@@ -113,7 +113,7 @@ def weighed(path: TemperedPath, num: int, most: int) -> tuple[Tensor, Float[Tens
 def implied_evidence(
     path: TemperedPath, u: Float[Tensor, "draws batch latent"], start: GuideGaussian, most: int, num_particles: int
 ) -> LogEvidence:
-    r"""Importance sampling from the Gaussian of the draws' mean and covariance, with fresh draws.
+    r"""Return the importance-sampling estimate from the Gaussian of the draws' mean and covariance, with fresh draws.
 
     .. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K
         \frac{p(x, z_k)}{\alpha\, q(z_k \mid x) + (1 - \alpha)\, g(z_k)}, \qquad \alpha = 0.1
@@ -132,5 +132,5 @@ def implied_evidence(
 
 
 def unknown(like: Tensor) -> Any:
-    """nan for every datapoint."""
+    """Return nan for every datapoint."""
     return torch.full_like(like, torch.nan)

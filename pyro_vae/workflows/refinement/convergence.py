@@ -1,4 +1,4 @@
-r"""Whether chains have forgotten where they started: R-hat and effective draws, the worst over latent dimensions."""
+r"""Convergence of chains: R-hat and effective draws, the worst over latent dimensions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FEW, _VERY_FEW = 100, 20  # effective draws
 
 
 def r_hat(u: Float[Tensor, "chains draws batch latent"]) -> Float[Tensor, " batch"]:
-    r"""The split potential scale reduction of normal scores of ranks, of location or spread, whichever is larger.
+    r"""Return the split potential scale reduction of ranks' normal scores, of location or spread, whichever is larger.
 
     .. math:: \hat R = \sqrt{\frac{n - 1}{n} + \frac{B}{n W}}
 
@@ -42,7 +42,7 @@ def r_hat(u: Float[Tensor, "chains draws batch latent"]) -> Float[Tensor, " batc
 
 
 def effective_draws(u: Float[Tensor, "chains draws batch latent"]) -> Float[Tensor, " batch"]:
-    """How many independent draws would give means as good; no more than there are, also where chains are antithetic.
+    """Return the effective sample size of means, at most the number of draws, also for antithetic chains.
 
     Example:
         >>> effective_draws(torch.randn(4, 500, 3, 2)).shape
@@ -54,7 +54,7 @@ def effective_draws(u: Float[Tensor, "chains draws batch latent"]) -> Float[Tens
 
 
 def _scores(u: Tensor) -> Tensor:
-    """Normal scores of the ranks of all chains' draws together."""
+    """Return the normal scores of the ranks of all chains' draws together."""
     order = u.flatten(0, 1).argsort(0)
     rank = torch.arange(1, len(order) + 1, dtype=torch.float64, device=u.device)
     scores = torch.special.ndtri((rank - 0.375) / (len(rank) + 0.25))
@@ -64,7 +64,7 @@ def _scores(u: Tensor) -> Tensor:
 
 
 def judged(r_hats: Float[Tensor, " batch"], ess: Float[Tensor, " batch"]) -> Judgement:
-    """``unreliable``: R-hat above 1.05 or fewer than 20 effective draws; ``doubtful``: above 1.01 or fewer than 100."""
+    """Judge chains: unreliable above an R-hat of 1.05 or below 20 effective draws, doubtful above 1.01 or below 100."""
     found = [_judge_one(*numbers) for numbers in zip(r_hats.tolist(), ess.tolist(), strict=True)]
     return Judgement(np.array([one[0] for one in found]), np.array([one[1] for one in found], dtype=object))
 

@@ -18,7 +18,7 @@ from .hmc import from_chains
 
 
 def nuts(path: TemperedPath, most: int, plan: Plan) -> Refinement:
-    r"""Chains of :class:`pyro.infer.NUTS`, one after the other in this process, each from a draw of the guide.
+    r"""Run chains of :class:`pyro.infer.NUTS`, one after the other in this process, each from a draw of the guide.
 
     The potential is :math:`-\log p(x, m + L v)`, with the guide's mean m and Cholesky factor L; Pyro adapts a step size
     and a diagonal mass matrix on top.

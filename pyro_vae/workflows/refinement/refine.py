@@ -1,4 +1,4 @@
-r"""One way to ask for a refinement, whatever the method."""
+r"""Refinement by any method."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def refine(
     max_bytes: int = 2**26,
     progress: bool = False,
 ) -> Refinement:
-    r"""Go from the encoder's answer for given data to draws that are closer to :math:`p(z \mid x)`, and say how much.
+    r"""Draw from a distribution that is closer to :math:`p(z \mid x)` than the guide is, and estimate the gain.
 
     - ``"sir"``: sampling importance resampling, ``num_draws`` of ``num_particles`` draws of the guide by their weights.
       Cheap, and as good as the guide's tails; ``verdict`` follows k-hat.
@@ -157,7 +157,7 @@ def _plan(method: str, num_particles: int, given: dict[str, Any]) -> Plan:
 
 
 def _evaluations(plan: Plan) -> int:
-    """About how many of each datapoint there will be."""
+    """Return about how many evaluations of each datapoint a refinement takes."""
     return 3 * plan.num_particles + 10 * plan.num_steps + 2 * plan.num_chains * plan.num_warmup + 2 * plan.num_draws
 
 

@@ -1,4 +1,4 @@
-r"""Sampling importance resampling: the guide's own draws, those that the posterior likes better more often."""
+r"""Sampling importance resampling: the guide's own draws, resampled by their importance weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Local variational inference: for each datapoint the best member of a family, optimised from the guide's answer."""
+r"""Local variational inference: for each datapoint the best member of a family, optimised from the guide's Gaussian."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _STEP_PARTICLES, _LEARNING_RATE = 10, 0.05
 
 
 def svi(path: TemperedPath, most: int, plan: Plan) -> Refinement:
-    r"""Draws from :math:`q^* = \arg\max_{q \in \mathcal Q} \mathcal L(q)` and their weights.
+    r"""Draw from :math:`q^* = \arg\max_{q \in \mathcal Q} \mathcal L(q)` and weigh the draws.
 
-    Found by Adam on the path derivative of the ELBO, as for :func:`~pyro_vae.diagnostics.inference_gaps`; where no
-    better member than the start is found, the start is kept.
+    The optimum is found by Adam on the path derivative of the ELBO, as in
+    :func:`~pyro_vae.diagnostics.inference_gaps`; where it is no better than the start, the start is kept.
 
     References:
         | Semi-Amortized Variational Autoencoders (Kim et al., 2018)  https://arxiv.org/abs/1802.02550
