@@ -56,7 +56,9 @@ def first_opinion(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace):
-    doctest_namespace["torch"] = torch
+    import pyro_vae
+
+    doctest_namespace.update(torch=torch, pv=pyro_vae)
 
 
 def hash_of(text: str) -> int:

@@ -20,7 +20,7 @@ from pyro_vae.pairs.particles import particle_blocks
 from pyro_vae.pairs.progress import progress_bar
 from pyro_vae.pairs.running import Program
 from pyro_vae.samplers.fitted_proposal import FIT_EVALUATIONS
-from pyro_vae.samplers.tuning import pilot_evaluations
+from pyro_vae.samplers.tuning import annealing_evaluations
 from pyro_vae.workflows.comparison import Estimator
 
 _STEPS = 2  # leapfrog steps in a transition
@@ -110,14 +110,10 @@ def _refined(budget: int) -> Run | None:
 def _annealed(estimator: Callable[..., LogEvidence], chains: int, **options: Any) -> Callable[[int], Run | None]:
     """Run chains with the largest number of temperatures, at least 2, that the budget allows, pilots included."""
 
-    def cost(num_temperatures: int) -> int:
-        pilots = pilot_evaluations(num_temperatures, _STEPS, _ENOUGH)
-        return pilots + chains * (1 + (num_temperatures - 1) * _STEPS)
-
     def make(budget: int) -> Run | None:
         most = budget // (chains * _STEPS) + 1
         for num in range(most, 1, -1):
-            if cost(num) <= budget:
+            if annealing_evaluations(chains, num, _STEPS, _ENOUGH) <= budget:
                 return Run(partial(estimator, num_temperatures=num, num_steps=_STEPS, **options), num)
         return None
 

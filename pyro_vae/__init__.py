@@ -53,48 +53,33 @@ __all__ = [
     "weights",
 ]
 
-# The module in which each public name lives.
-_HOMES = {
-    "VAE": "models.vae",
-    "Comparison": "workflows.comparison",
-    "Evaluation": "workflows.evaluation",
-    "GaussianFields": "models.gaussian_fields",
-    "HierarchicalVAE": "models.hierarchical",
-    "History": "training.state",
-    "Imputation": "workflows.imputation",
-    "Incomplete": "models.incomplete",
-    "Particles": "pairs.particles",
-    "Prediction": "workflows.predictive",
-    "Refinement": "workflows.refinement",
-    "compare": "workflows.comparison",
-    "decoder_prior": "models.decoder_prior",
-    "draw_particles": "pairs.particles",
-    "embed": "pairs.embed",
-    "evaluate": "workflows.evaluation",
-    "fit": "training.fit",
-    "impute": "workflows.imputation",
-    "load": "training.checkpoint",
-    "posterior_predictive": "workflows.predictive",
-    "predict": "workflows.predictive",
-    "prior_predictive": "workflows.predictive",
-    "refine": "workflows.refinement",
-    "save": "training.checkpoint",
-    "to_arviz": "workflows.export",
-    "to_datatree": "workflows.export",
+# The public names of each file, and the public files of each room.
+_NAMES = {
+    "models.decoder_prior": "decoder_prior",
+    "models.gaussian_fields": "GaussianFields",
+    "models.hierarchical": "HierarchicalVAE",
+    "models.incomplete": "Incomplete",
+    "models.vae": "VAE",
+    "pairs.embed": "embed",
+    "pairs.particles": "Particles draw_particles",
+    "training.checkpoint": "load save",
+    "training.fit": "fit",
+    "training.state": "History",
+    "workflows.comparison": "Comparison compare",
+    "workflows.evaluation": "Evaluation evaluate",
+    "workflows.export": "to_arviz to_datatree",
+    "workflows.imputation": "Imputation impute",
+    "workflows.predictive": "Prediction posterior_predictive predict prior_predictive",
+    "workflows.refinement": "Refinement refine",
 }
-
-# Public modules that live inside a room.
-_MODULES = {
-    "likelihoods": "models.likelihoods",
-    "nn": "models.nn",
-    "posteriors": "models.posteriors",
-    "presets": "models.presets",
-    "priors": "models.priors",
-    "problems": "models.problems",
-    "schedules": "training.schedules",
-    "simulation": "pairs.simulation",
-    "weights": "ops.weights",
+_FILES = {
+    "models": "likelihoods nn posteriors presets priors problems",
+    "ops": "weights",
+    "pairs": "simulation",
+    "training": "schedules",
 }
+_HOMES = {name: file for file, names in _NAMES.items() for name in names.split()}
+_PATHS = {name: f"{room}.{name}" for room, names in _FILES.items() for name in names.split()}
 
 if TYPE_CHECKING:
     from . import data, diagnostics, errors, evidence, objectives, plot
@@ -125,7 +110,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    return import_module(f".{_MODULES.get(name, name)}", __name__)
+    return import_module(f".{_PATHS.get(name, name)}", __name__)
 
 
 def __dir__() -> list[str]:

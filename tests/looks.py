@@ -1,6 +1,7 @@
 """Every public look at a pair and its data, on a small budget: a new one costs a row here."""
 
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 import pyro_vae as pv
 from pyro_vae.diagnostics import aggregate_posterior, calibration, elbo_parts, inference_gaps, latent_summary
 from pyro_vae.evidence import ais, elbo, estimate, importance, jackknife, psis, quadrature, recommend, sandwich, smc
-from pyro_vae.ops.choices import Proposal, names
+from pyro_vae.ops.choices import Proposal
 from pyro_vae.pairs.simulation import simulate
 
 
@@ -42,7 +43,7 @@ CHAINS = {"num_particles": 2, "num_temperatures": 3, "num_steps": 1}
 # Name -> function of (model, guide, x); the model has one latent site z of two dimensions.
 LOOKS = {
     "elbo": partial(elbo, num_particles=3),
-    **{f"importance from {name}": partial(importance, num_particles=3, proposal=name) for name in names(Proposal)},
+    **{f"importance from {name}": partial(importance, num_particles=3, proposal=name) for name in get_args(Proposal)},
     "importance to a target": partial(importance, num_particles=300, target_stderr=0.1),
     "psis": partial(psis, num_particles=30),
     "jackknife": partial(jackknife, num_particles=30),

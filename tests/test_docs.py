@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import pyro_vae as pv
 from pyro_vae.cli.commands import COMMANDS
-from pyro_vae.ops.choices import EstimatorName, Proposal, names
+from pyro_vae.ops.choices import EstimatorName, Proposal
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[be]*/README.md")])
@@ -114,7 +115,7 @@ def test_every_estimator_has_a_row():
     functions = {name for name in pv.evidence.__all__ if name.islower()} - {"recommend"}
     rows = re.findall(r"^\| `(\w+)` \| (?:`(\w+)`)? ?\|", README, flags=re.MULTILINE)
     assert functions == {name for name, _ in rows}
-    assert {"auto", *names(EstimatorName)} == {option for _, option in rows if option}
+    assert {"auto", *get_args(EstimatorName)} == {option for _, option in rows if option}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_every_part_preset_and_diagnostic_is_named(name):
     assert re.search(rf"`(pv\.\w+\.)?{name}`", ALL)
 
 
-@pytest.mark.parametrize("proposal", names(Proposal))
+@pytest.mark.parametrize("proposal", get_args(Proposal))
 def test_every_proposal_has_a_row(proposal):
     assert re.search(rf'^\| `"{proposal}"` \|', ALL, flags=re.MULTILINE)
 

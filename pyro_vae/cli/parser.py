@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any, NoReturn, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from .. import __version__
 from ..errors import ConfigError, require_one_of
-from ..ops.choices import EstimatorName, Proposal, ViewName, names
+from ..ops.choices import EstimatorName, Proposal, ViewName
 from .config import TrainConfig, alternatives, unknown
 
 
@@ -160,7 +160,7 @@ def _evaluate(parser: _Parser) -> None:
         "The estimator of log p(x): importance sampling, plain or Pareto-smoothed; annealed importance sampling; "
         "sequential Monte Carlo; a grid for at most 2 latent dimensions; or the one that suits this run.",
         default="auto",
-        choices=("auto", *names(EstimatorName)),
+        choices=("auto", *get_args(EstimatorName)),
     )
     parser.add("--num-particles", "Draws or chains per image for log p(x). (default: the estimator's)", **_INT)
     parser.add(
@@ -170,7 +170,7 @@ def _evaluate(parser: _Parser) -> None:
         "--proposal",
         "The proposal of is and psis: the guide; the guide with a tenth of the prior; or a Gaussian refined for each "
         "image. (default: guide)",
-        metavar="{" + ",".join(names(Proposal)) + "}",
+        metavar="{" + ",".join(get_args(Proposal)) + "}",
     )
     parser.add_shared("--num-images", "--seed", "--data-dir", "--json")
 
@@ -178,7 +178,7 @@ def _evaluate(parser: _Parser) -> None:
 def _compare(parser: _Parser) -> None:
     """Compare estimators of log p(x) on the test images, beside the truth if there are at most 2 latent dimensions."""
     parser.add_shared("run")
-    estimators = names(EstimatorName)
+    estimators = get_args(EstimatorName)
     parser.add("--estimators", "The estimators. (default: all but the grid)", choices=estimators, nargs="*")
     parser.add("--num-images", "Use only the first INT test images.", default=100, **_INT)
     parser.add("--repeats", "The number of repeats of each estimator, each with its own seed.", default=1, **_INT)
@@ -213,7 +213,7 @@ def _plot(parser: _Parser) -> None:
     """Draw a run's pictures again, or other views of it."""
     parser.add_shared("run")
     parser.add(
-        "views", "The views to draw. (default: those of `train`)", choices=names(ViewName), nargs="*", default=()
+        "views", "The views to draw. (default: those of `train`)", choices=get_args(ViewName), nargs="*", default=()
     )
     parser.add_shared("--data-dir", "--json")
 

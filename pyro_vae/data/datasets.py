@@ -8,18 +8,18 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError, require_one_of
-from ..ops.choices import Binarisation, names
+from ..ops.choices import Binarisation
 from ..ops.seeds import seeded
 from .arrays import as_batch
 
-BINARISATIONS = names(Binarisation)
+BINARISATIONS = get_args(Binarisation)
 
 
 class Dataset(NamedTuple):

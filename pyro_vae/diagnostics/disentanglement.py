@@ -1,7 +1,7 @@
-r"""Disentanglement: scores of how far every factor of variation has a latent dimension of its own.
+r"""Disentanglement: scores of how well each factor of variation has a latent dimension of its own.
 
 The scores compare *codes*, usually the posterior means of held-out data, with the known *factors* behind these data.
-Means say nothing of how sure the posterior is: a collapsed dimension, whose mean moves by a thousandth of its posterior
+Means ignore the width of the posterior: a collapsed dimension, where the mean moves by a thousandth of the posterior
 scale, counts as much as one that is used. Leave such dimensions out (:attr:`LatentSummary.active`), or take draws.
 """
 
@@ -43,49 +43,49 @@ class FactorGaps(NamedTuple):
 
 
 class DCI(NamedTuple):
-    r"""Importances and accuracies of random forests that predict each factor from the codes."""
+    r"""Importances and scores of random forests that predict each factor from the codes."""
 
     importance: Float[Tensor, "latent factors"]
     """The share of each dimension in the prediction; a factor's shares sum to one."""
     prediction: Float[Tensor, " factors"]
-    """Held-out success: 1 is perfect, 0 no better than a constant."""
+    """The held-out score of each factor: 1 is perfect, 0 no better than a constant."""
 
     @property
     def disentanglement(self) -> float:
-        r"""How far a dimension serves one factor only, :math:`\sum_j \rho_j (1 - H_K(P_{j \cdot}))`, from 0 to 1."""
+        r"""The concentration of dimensions on a factor, :math:`\sum_j \rho_j (1 - H_K(P_{j \cdot}))`, from 0 to 1."""
         weights = self.importance.sum(1)
         return ((weights / weights.sum()) @ _concentration(self.importance)).item()
 
     @property
     def completeness(self) -> float:
-        r"""How far a factor needs one dimension only, :math:`\frac1K \sum_k (1 - H_D(P_{\cdot k}))`, from 0 to 1."""
+        r"""The concentration of factors on a dimension, :math:`\frac1K \sum_k (1 - H_D(P_{\cdot k}))`, from 0 to 1."""
         return _concentration(self.importance.T).mean().item()
 
     @property
     def informativeness(self) -> float:
-        """The mean held-out accuracy."""
+        """The mean held-out score."""
         return self.prediction.mean().item()
 
 
 def mig(codes: Any, factors: Any, *, num_bins: int = 20, corrected: bool = True) -> FactorGaps:
-    r"""Return the mutual information gap: how much more of a factor the best dimension knows than the second best.
+    r"""Return the mutual information gaps: the information of the best dimension about a factor less the second best's.
 
     .. math:: \mathrm{MIG} = \frac1K \sum_k \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
 
-    A column of codes or factors with more than ``num_bins`` distinct values is cut into as many bins of equal count, so
-    that monotone transformations change nothing; others are classes as they are. Finer bins find more information, and
-    a continuous factor counts as told in full only if its bin is. In nats, entropies are at most ``log(num_bins)``.
+    A column of codes or factors with more than ``num_bins`` distinct values is cut into ``num_bins`` bins of equal
+    count, so that monotone transformations change nothing; the values of others are classes. Finer bins find more
+    information. A continuous factor is known in full if its bin is known. Entropies are at most ``log(num_bins)`` nats.
 
     From n datapoints the plain estimate of I is too large, by about :math:`(B - 1)^2 / 2n` for independent columns of B
-    bins. ``corrected`` takes away what chance gives on average, exactly, and divides by what is then left to know:
-    :math:`(I - \mathbb E I) / (H - \mathbb E I)`, as the adjusted mutual information does; less than chance counts as
-    nothing. What remains is that the best of several dimensions that know nothing is ahead of the second by chance, by
+    bins. ``corrected`` subtracts the exact mean under chance from both information and entropy,
+    :math:`(I - \mathbb E I) / (H - \mathbb E I)`, as the adjusted mutual information does; values below chance count
+    as zero. One bias remains: the best of several dimensions without information is ahead of the second by chance, by
     about :math:`B / n` nats.
 
     Arguments:
         codes: ``[n, latent]``, any array type, at least two dimensions.
         factors: ``[n, factors]``, any array type.
-        num_bins: The most bins or classes of a column; n has to be at least twice as large.
+        num_bins: The largest number of bins or classes of a column; n has to be at least twice as large.
         corrected: False for the plain estimate, to compare with the literature.
 
     Errors:
@@ -106,9 +106,9 @@ def mig(codes: Any, factors: Any, *, num_bins: int = 20, corrected: bool = True)
         True
     """
     num_bins = require_count("num_bins", num_bins, least=2)
-    latent, known = _columns(codes, factors, least=2 * num_bins)
-    latent, known = ([binned(column, num_bins) for column in part] for part in (latent, known))
-    return _gaps(latent, known, lambda z, v: normalized_mutual_information(z, v, corrected))
+    latent, targets = _columns(codes, factors, least=2 * num_bins)
+    latent, targets = ([binned(column, num_bins) for column in part] for part in (latent, targets))
+    return _gaps(latent, targets, lambda z, v: normalized_mutual_information(z, v, corrected))
 
 
 def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int = 0) -> FactorGaps:
@@ -116,16 +116,16 @@ def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int 
 
     .. math:: \mathrm{SAP} = \frac1K \sum_k S_{(1)k} - S_{(2)k}
 
-    A dimension's success S at a continuous factor is the :math:`R^2` of a straight line, so a curved dependence counts
-    for less; no datapoint is held out from it, which adds about 1/n. At a discrete factor it is the held-out balanced
-    accuracy (5 folds) of one threshold fewer than there are classes, from 0 for chance or worse to 1; the paper's gap,
-    without this adjustment, is smaller by the factor :math:`1 - 1/C` for C classes.
+    A dimension's score S for a continuous factor is the :math:`R^2` of a straight line, so a curved dependence counts
+    for less; no datapoint is held out from it, which adds about 1/n. For a discrete factor of C classes it is the
+    held-out balanced accuracy (5 folds) of C - 1 thresholds, from 0 for chance or worse to 1; the paper's gap, without
+    this adjustment, is smaller by the factor :math:`1 - 1/C`.
 
     Arguments:
         codes: ``[n, latent]``, any array type, at least two dimensions.
         factors: ``[n, factors]``, any array type.
         max_classes: A factor of more distinct values is continuous.
-        seed: Of the folds.
+        seed: The seed of the folds.
 
     Errors:
         DataError: for data that are empty, not finite or too few, and for a factor that does not vary.
@@ -141,29 +141,29 @@ def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int 
                 [1., 0.]], dtype=torch.float64)
     """
     max_classes = require_count("max_classes", max_classes, least=2)
-    latent, known = _columns(codes, factors, least=2 * max_classes)
-    return _gaps(latent, known, lambda z, v: predicted_by_dimension(z, v, max_classes, _state(seed, "sap")))
+    latent, targets = _columns(codes, factors, least=2 * max_classes)
+    return _gaps(latent, targets, lambda z, v: predicted_by_dimension(z, v, max_classes, _state(seed, "sap")))
 
 
 def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees: int = 100, seed: int = 0) -> DCI:
     r"""Return disentanglement, completeness and informativeness of codes, by random forests that predict each factor.
 
     With :math:`R_{jk}` the importance of dimension j for factor k (the share of the fall in impurity):
-    *disentanglement* asks whether the row of a dimension is concentrated on one factor, weighted by what the dimension
-    does in all; *completeness*, whether the column of a factor is concentrated on one dimension; *informativeness*, how
-    well the factors are predicted at all, by the trees that did not see the datapoint: :math:`R^2` for continuous
+    *disentanglement* measures whether the row of a dimension is concentrated on one factor, weighted by the dimension's
+    total importance; *completeness*, whether the column of a factor is concentrated on one dimension; and
+    *informativeness*, how well the factors are predicted at all, by the trees that did not see the datapoint: :math:`R^2` for continuous
     factors, the balanced accuracy from 0 for chance to 1 for discrete ones (the paper has errors instead).
 
-    Trees are given ranks, so that monotone transformations of codes change nothing. They split on noise, too, so that a
-    factor the codes do not tell is credited to all dimensions alike: both concentrations are too small rather than too
-    large, least for large n. Leaves of at least 1% of the data keep this small.
+    Trees are fitted to ranks, so that monotone transformations of codes change nothing. They split on noise, too, and
+    credit a factor that the codes do not predict to all dimensions alike: both concentrations are too small rather than
+    too large, least for large n. Leaves of at least 1% of the data keep this small.
 
     Arguments:
         codes: ``[n, latent]``, any array type, at least two dimensions.
         factors: ``[n, factors]``, any array type, at least two.
         max_classes: A factor of more distinct values is continuous.
-        num_trees: Of each forest.
-        seed: Of the forests.
+        num_trees: The number of trees of each forest.
+        seed: The seed of the forests.
 
     Errors:
         DataError: for data that are empty, not finite or too few, and for a factor that does not vary.
@@ -183,12 +183,12 @@ def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees:
         (1.0, 1.0, 1.0)
     """
     max_classes = require_count("max_classes", max_classes, least=2)
-    num_trees = require_count("num_trees", num_trees, least=20, why=", or some datapoints are seen by all of them")
-    latent, known = _columns(codes, factors, least=2 * max_classes)
-    if len(known) < 2:
-        raise ShapeError("factors: found one, expected at least 2: a dimension cannot but serve the only factor")
+    num_trees = require_count("num_trees", num_trees, least=20, why=", or some datapoints are out of no tree's sample")
+    latent, targets = _columns(codes, factors, least=2 * max_classes)
+    if len(targets) < 2:
+        raise ShapeError("factors: found one, expected at least 2 that share the dimensions: use mig or sap")
     z = np.stack([ranks(column) for column in latent], -1)
-    found = [predicted_by_forest(z, v, max_classes, num_trees, _state(seed, "dci")) for v in known]
+    found = [predicted_by_forest(z, v, max_classes, num_trees, _state(seed, "dci")) for v in targets]
     importance, prediction = zip(*found, strict=True)
     return DCI(torch.from_numpy(np.stack(importance, -1)), torch.tensor(prediction, dtype=torch.float64))
 
@@ -204,17 +204,19 @@ def _columns(codes: Any, factors: Any, *, least: int) -> tuple[list[np.ndarray],
     if codes.shape[1] < 2:
         raise ShapeError("codes: found one latent dimension, expected at least 2, since they are compared")
     if len(codes) < least:
-        raise DataError(f"codes: found {len(codes)} datapoints, expected at least {least}, two for each bin or class")
-    latent, known = (list(x.cpu().double().numpy().T.copy()) for x in (codes, factors))
-    for place, column in enumerate(known):
+        raise DataError(
+            f"codes: found {len(codes)} datapoints, expected at least {least}, two a bin or class: pass more"
+        )
+    latent, targets = (list(x.cpu().double().numpy().T.copy()) for x in (codes, factors))
+    for index, column in enumerate(targets):
         if np.ptp(column) == 0:
-            raise DataError(f"factors: column {place} is {column[0]:g} throughout, expected it to vary: leave it out")
-    return latent, known
+            raise DataError(f"factors: column {index} is {column[0]:g} throughout, expected it to vary: leave it out")
+    return latent, targets
 
 
-def _gaps(latent: list[Any], known: list[Any], told: Callable[[Any, Any], float]) -> FactorGaps:
+def _gaps(latent: list[Any], targets: list[Any], score: Callable[[Any, Any], float]) -> FactorGaps:
     """Return the gaps of a table of scores; scores below chance count as zero, or a gap could exceed 1."""
-    return FactorGaps(torch.tensor([[told(z, v) for v in known] for z in latent], dtype=torch.float64).clamp(min=0))
+    return FactorGaps(torch.tensor([[score(z, v) for v in targets] for z in latent], dtype=torch.float64).clamp(min=0))
 
 
 def _concentration(importance: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:

@@ -25,16 +25,17 @@ class ELBOParts(NamedTuple):
     r"""The terms of :math:`\mathbb E_q[\log p(x \mid z)] - \sum_i \mathrm{KL}_i`, in nats per datapoint, float64."""
 
     reconstruction: Float[Tensor, " batch"]
-    r""":math:`\mathbb E_q[\log p(x \mid z)]`."""
+    r"""The reconstruction term :math:`\mathbb E_q[\log p(x \mid z)]`."""
     kl: dict[str, Float[Tensor, " batch"]]
-    r"""By latent site :math:`\mathrm{KL}(q(z_i \mid \cdot) \,\|\, p(z_i \mid \cdot))`, averaged over those before.
+    r"""The divergence of each latent site, :math:`\mathrm{KL}(q(z_i \mid \cdot) \,\|\, p(z_i \mid \cdot))`.
 
-    An automatic guide's auxiliary site and the site that it is mapped to share one divergence: their sum.
+    Each is a mean over the draws of the sites before. An automatic guide's auxiliary site and the site that it
+    is mapped to share one divergence: their sum.
     """
     reconstruction_stderr: Float[Tensor, " batch"]
-    """Monte-Carlo standard errors, nats."""
+    """The Monte-Carlo standard errors of ``reconstruction``, in nats."""
     kl_stderr: dict[str, Float[Tensor, " batch"]]
-    """The same; zero, but for rounding, where the term is exact."""
+    """The standard errors of ``kl``, in nats; zero, but for rounding, where the term is exact."""
 
     @property
     def elbo(self) -> Float[Tensor, " batch"]:
@@ -61,7 +62,7 @@ def elbo_parts(
         x: Data ``[n, ...]``, any array type.
         num_particles: Draws per datapoint.
         analytic_kl: Take each site's KL divergence in closed form, given the draws of the sites that it depends on.
-        seed: Of the draws; torch's own generator is left as it is.
+        seed: The seed of the draws; torch's own generator is left as it is.
 
     Errors:
         DataError: for empty or non-finite data.
@@ -71,7 +72,6 @@ def elbo_parts(
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), equation 3  https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0]], scale=0.5**0.5)
         >>> parts = elbo_parts(problem.model, problem.guide(mean_field=True), torch.zeros(3, 1), analytic_kl=True)
         >>> parts.kl["z"]  # of N(0, 1/3) from N(0, 1)
@@ -91,11 +91,11 @@ def elbo_parts(
 
 
 Summary = tuple[Moments, dict[str, Moments]]
-"""Of the reconstruction, and of the KL term of every latent site."""
+"""The moments of the reconstruction, and of the KL term of every latent site."""
 
 
 def _moments(pair: Pair, num_particles: int, analytic_kl: bool) -> Summary:
-    """Return the moments over all particles of some rows, of which one block at a time is in memory."""
+    """Return the moments of some rows over all particles, with one block of particles in memory at a time."""
     guide_trace = pair.run_guide()
     require_rows(guide_sites(guide_trace), len(pair))
     vectorized = pair.vectorized(guide_trace)

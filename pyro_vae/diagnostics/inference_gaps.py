@@ -1,4 +1,4 @@
-r"""The inference gap of a guide, in its two parts."""
+r"""The inference gap of a guide: its approximation gap and its amortisation gap."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ class InferenceGaps(NamedTuple):
 
     log_evidence: Float[Tensor, " batch"]
     elbo: Float[Tensor, " batch"]
-    r"""Of the guide, :math:`\mathcal L(q_\phi)`."""
+    r"""The ELBO of the guide, :math:`\mathcal L(q_\phi)`."""
     local_elbo: Float[Tensor, " batch"]
-    r"""Of the best member of the family that was found for this datapoint, :math:`\mathcal L(q^*)`."""
+    r"""The ELBO of the best member of the family that was found for this datapoint, :math:`\mathcal L(q^*)`."""
     approximation: Float[Tensor, " batch"]
-    r""":math:`\log p(x) - \mathcal L(q^*)`: what the family cannot do."""
+    r"""The approximation gap, :math:`\log p(x) - \mathcal L(q^*)`: the loss due to the family."""
     amortisation: Float[Tensor, " batch"]
-    r""":math:`\mathcal L(q^*) - \mathcal L(q_\phi)`: what the encoder does worse than an optimiser."""
+    r"""The amortisation gap, :math:`\mathcal L(q^*) - \mathcal L(q_\phi)`: the loss due to the encoder."""
     log_evidence_stderr: Float[Tensor, " batch"]
-    """Monte-Carlo standard errors, nats; of ``log_evidence`` as given, zero for a plain tensor."""
+    """The standard errors of ``log_evidence``, in nats, as given; zero for a plain tensor."""
     elbo_stderr: Float[Tensor, " batch"]
+    """The Monte-Carlo standard errors of ``elbo``, in nats; the other fields in ``_stderr`` are named alike."""
     local_elbo_stderr: Float[Tensor, " batch"]
     approximation_stderr: Float[Tensor, " batch"]
     amortisation_stderr: Float[Tensor, " batch"]
-    """From differences draw by draw where the guide is a Gaussian, which is far less than the two errors make up."""
+    """The standard errors of differences draw by draw if the guide is a Gaussian: far less than the two combined."""
     family: str
 
     @property
@@ -80,20 +81,20 @@ def inference_gaps(
     max_bytes: int = 2**26,
     progress: bool = False,
 ) -> InferenceGaps:
-    r"""Split :math:`\log p(x) - \mathcal L(q_\phi)` into what the family costs and what amortising it costs.
+    r"""Split :math:`\log p(x) - \mathcal L(q_\phi)` into the approximation gap and the amortisation gap.
 
     .. math::
         \log p(x) - \mathcal L(q_\phi) = \underbrace{\log p(x) - \mathcal L(q^*)}_{\text{approximation}}
         + \underbrace{\mathcal L(q^*) - \mathcal L(q_\phi)}_{\text{amortisation}}, \qquad
         q^* = \arg\max_{q \in \mathcal Q} \mathcal L(q)
 
-    with :math:`q^*` optimised for each datapoint alone, from the guide's answer, by the path derivative of the ELBO and
-    Adam with a cosine learning rate; the model is left as it is. The family lives in unconstrained coordinates and may
-    be richer than the guide's: then ``approximation`` says what such a guide could reach. If it is poorer (a guide that
-    is a flow, or a Gaussian with correlations against ``"diagonal"``), ``amortisation`` may be negative.
+    with :math:`q^*` optimised for each datapoint alone, from the guide's Gaussian, by the path derivative of the ELBO
+    and Adam with a cosine learning rate; the model is left as it is. The family lives in unconstrained coordinates and
+    may be richer than the guide's: then ``approximation`` is the gap that such a guide could reach. If it is poorer (a
+    guide that is a flow, or a Gaussian with correlations against ``"diagonal"``), ``amortisation`` may be negative.
 
-    The reported ELBOs are estimated on draws that had no part in the optimisation nor in the choice between start and
-    end of it, so they are right on average. An optimum that was not quite reached makes ``approximation`` too large and
+    The reported ELBOs are estimated on draws that were used neither in the optimisation nor in the choice between its
+    start and its end, so they are unbiased. An optimum that was not quite reached makes ``approximation`` too large and
     ``amortisation`` too small by the same amount. A ``log_evidence`` that is only a lower bound makes ``approximation``
     too small, so give one that is tight, or exact.
 
@@ -104,9 +105,9 @@ def inference_gaps(
         family: ``"diagonal"`` or ``"full"`` Gaussians, or a ``"flow"``: affine couplings under a full Gaussian.
         num_steps: Steps of Adam; with 0 the family's member nearest to the guide is taken.
         num_particles: Draws per datapoint behind the reported ELBOs.
-        learning_rate: Of Adam, in standard deviations of the guide; it decays to zero.
+        learning_rate: Adam's learning rate, in standard deviations of the guide; it decays to zero.
         step_particles: Draws per datapoint and step, in antithetic pairs.
-        seed: Of all draws; torch's own generator is left as it is.
+        seed: The seed of all draws; torch's own generator is left as it is.
         max_bytes: About how much memory a block of datapoints may take.
         progress: Show a progress bar on a terminal.
 
@@ -120,7 +121,6 @@ def inference_gaps(
         | Sticking the Landing (Roeder et al., 2017)  https://arxiv.org/abs/1703.09194
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> guide = problem.guide(scale=[0.4])  # too wide
@@ -138,14 +138,14 @@ def inference_gaps(
     evidence, evidence_stderr = _evidence(log_evidence, pair.x)
     parts: list[tuple[Moments, Moments, Tensor]] = []
     with pair.evaluation(seed, "gaps"):
-        covariances = max(1, max_bytes // (8 * 8 * pair.footprint.latent_dim**2))  # rows whose matrices fit
+        covariances = max(1, max_bytes // (8 * 8 * pair.footprint.latent_dim**2))  # rows with matrices that fit
         max_rows = min(_MAX_ROWS, covariances)
         blocks = list(pair.blocks(max_bytes, num_particles=step_particles, max_rows=max_rows))
         with progress_bar(len(blocks) * num_steps, progress, "step") as bar:
-            for _, rows, most in blocks:
-                plan = Plan(num_steps, num_particles, learning_rate, step_particles, most)
+            for _, rows, max_particles in blocks:
+                plan = Plan(num_steps, num_particles, learning_rate, step_particles, max_particles)
                 density = Density(rows).require_guide()
-                start = gaussian_of_guide(density, most)
+                start = gaussian_of_guide(density, max_particles)
                 member = FAMILIES[family](start.loc, start.scale_tril)
                 best = best_member(density, member, plan, bar.update)
                 parts.append(compared(density, start, member, best, plan))

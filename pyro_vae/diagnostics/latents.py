@@ -20,12 +20,12 @@ _ROWS = 1024
 
 
 class LatentSummary(NamedTuple):
-    """One latent site, dimension by dimension (an event of several dimensions is flattened)."""
+    """The summary of one latent site, dimension by dimension (an event of several dimensions is flattened)."""
 
     mean_variance: Float[Tensor, " latent"]
-    r""":math:`\mathrm{Var}_x\, \mathbb E_q[z]`: how much the posterior mean moves with x."""
+    r"""The variance of the posterior mean over datapoints, :math:`\mathrm{Var}_x\, \mathbb E_q[z]`."""
     kl: Float[Tensor, " latent"]
-    r"""Mean over x of :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))`, in nats; nan where there is no closed form."""
+    r"""The mean over x of :math:`\mathrm{KL}(q(z_j \mid x) \,\|\, p(z_j))`, in nats; nan without a closed form."""
 
     @property
     def active(self) -> Bool[Tensor, " latent"]:
@@ -41,14 +41,14 @@ class LatentSummary(NamedTuple):
 def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> dict[str, LatentSummary]:
     r"""Return activity and KL divergence of every latent dimension, per latent site of any Pyro pair.
 
-    A unit whose posterior mean does not vary with x, and whose KL divergence is zero, has *collapsed*: the decoder
+    A unit with a posterior mean that does not vary with x, and a KL divergence of zero, has *collapsed*: the decoder
     ignores it. Sites that depend on other latent sites are summarised at one draw of those. Where a site is masked, its
     KL divergence counts as zero and its mean does not count.
 
     Arguments:
         model, guide: Any Pyro pair with one data plate and local latents.
         x: Data ``[n, ...]``, any array type; n of at least 2.
-        seed: Of the draws that sites depend on; torch's own generator is left as it is.
+        seed: The seed of the draws that sites depend on; torch's own generator is left as it is.
 
     Errors:
         DataError: for empty or non-finite data.
@@ -58,29 +58,28 @@ def latent_summary(model: Program, guide: Program, x: Any, *, seed: int = 0) -> 
         | Importance Weighted Autoencoders (Burda et al., 2016), section 5.2  https://arxiv.org/abs/1509.00519
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0, 0.0]], scale=1.0)  # the second latent dimension is not used
         >>> latent_summary(problem.model, problem.guide(mean_field=True), problem.sample(1000, seed=0))["z"].active
         tensor([ True, False])
     """
     pair = Pair.of(model, guide, x)
     with pair.evaluation(seed, "latents"):
-        blocks = [_site_values(block) for block in pair.split(_ROWS)]
+        blocks = [_site_summaries(block) for block in pair.split(_ROWS)]
     return {name: _summary(*map(torch.cat, zip(*(block[name] for block in blocks), strict=True))) for name in blocks[0]}
 
 
-def _site_values(pair: Pair) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Return for each site of the model posterior means and KL divergences, ``[batch, latent]``, and the mask."""
+def _site_summaries(pair: Pair) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return, for each site of the model, posterior means and KL divergences, ``[batch, latent]``, and the mask."""
     guide_trace = pair.run_guide()
     p, q = latent_sites(pair.run_model(guide_trace)), guide_sites(guide_trace)
     require_rows(q, len(pair))
     require_one_size([*q.values(), *p.values()])
-    found = {}
+    summaries = {}
     for name in p:
         values, mask = q[name]["value"].reshape(len(pair), -1), q[name]["mask"]
         mask = torch.as_tensor(True if mask is None else mask, device=values.device).expand(len(pair))
-        found[name] = _mean(q[name]["fn"], values), _kl(q[name], p[name], values), mask
-    return found
+        summaries[name] = _mean(q[name]["fn"], values), _kl(q[name], p[name], values), mask
+    return summaries
 
 
 def _summary(
@@ -91,7 +90,7 @@ def _summary(
 
 
 def _mean(q: Any, values: Tensor) -> Tensor:
-    """Return E_q[z], nan for a distribution that does not know its mean (a flow)."""
+    """Return E_q[z], nan for a distribution without a known mean (a flow)."""
     try:
         return q.mean.reshape(values.shape)
     except NotImplementedError:

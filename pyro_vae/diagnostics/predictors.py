@@ -10,16 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 _FOLDS = 5
-_LEAF = 0.01  # of the data: smaller leaves credit every dimension with the noise
+_LEAF = 0.01  # share of the data: smaller leaves credit every dimension with the noise
 
 
 def binned(column: np.ndarray, num_bins: int) -> np.ndarray:
-    """Return classes, or bins of equal count by the middle rank of equal values, which a flip of the sign flips."""
+    """Return classes, or bins of equal count by equal values' middle rank, so that flipping the sign flips bins."""
     values, classes = np.unique(column, return_inverse=True)
     if len(values) <= num_bins:
         return classes
-    upto = np.cumsum(np.bincount(classes))
-    twice_the_middle = upto + np.append(0, upto[:-1])
+    ends = np.cumsum(np.bincount(classes))
+    twice_the_middle = ends + np.append(0, ends[:-1])
     return (twice_the_middle * num_bins // (2 * len(column)))[classes]
 
 
@@ -39,7 +39,7 @@ def normalized_mutual_information(z: np.ndarray, v: np.ndarray, corrected: bool)
 
 
 def predicted_by_dimension(z: np.ndarray, v: np.ndarray, max_classes: int, state: int) -> float:
-    """Return the accuracy of one dimension as a predictor of one factor, by a line or by thresholds."""
+    """Return the score of one dimension as a predictor of one factor: R^2 of a line, or accuracy of thresholds."""
     from sklearn.model_selection import KFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
@@ -56,7 +56,7 @@ def predicted_by_dimension(z: np.ndarray, v: np.ndarray, max_classes: int, state
 def predicted_by_forest(
     z: np.ndarray, v: np.ndarray, max_classes: int, num_trees: int, state: int
 ) -> tuple[Float[np.ndarray, " latent"], float]:
-    """Return the importance of each dimension for one factor, and the out-of-bag accuracy."""
+    """Return the importance of each dimension for one factor, and the out-of-bag score."""
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     options: dict[str, Any] = {"min_samples_leaf": _LEAF, "max_features": 1.0, "oob_score": True, "random_state": state}

@@ -19,8 +19,9 @@ class Neighbours(NamedTuple):
     """The nearest neighbour of each datapoint among the others."""
 
     place: Int[Tensor, " batch"]
+    """The index of the neighbour among the others."""
     distance: Float[Tensor, " batch"]
-    """Euclidean, float64; of images of zeros and ones its square is how many pixels differ."""
+    """The Euclidean distance, float64; for binary images its square is the number of pixels that differ."""
 
 
 def nearest_neighbours(x: Any, others: Any, *, max_bytes: int = 2**26) -> Neighbours:
@@ -28,12 +29,12 @@ def nearest_neighbours(x: Any, others: Any, *, max_bytes: int = 2**26) -> Neighb
 
     .. math:: i_n = \operatorname{argmin}_m \|x_n - y_m\|, \qquad d_n = \|x_n - y_{i_n}\|
 
-    A generative model that copies its training data has samples much nearer to them than held-out data are; with
-    ``others`` the samples and ``x`` held-out data, it is what the samples leave out that is far.
+    The samples of a generative model that copies its training data are much nearer to them than held-out data are.
+    With the samples as ``others`` and held-out data as ``x``, the datapoints that the samples leave out are far.
 
     Arguments:
         x: Data ``[n, ...]``, any array type.
-        others: Data ``[m, ...]`` of the same shape each; of equally near ones any may be taken.
+        others: Data ``[m, ...]`` of the same shape each; ties are broken arbitrarily.
         max_bytes: About how much memory a block of distances may take.
 
     Errors:
@@ -45,25 +46,25 @@ def nearest_neighbours(x: Any, others: Any, *, max_bytes: int = 2**26) -> Neighb
         >>> found.place, found.distance
         (tensor([0, 1]), tensor([1., 4.], dtype=torch.float64))
     """
-    x, others = _alike(x, others, other="others")
-    place = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    squares = torch.full_like(place, torch.inf, dtype=torch.float64)
+    x, others = _as_rows(x, others, other="others")
+    index = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    squares = torch.full_like(index, torch.inf, dtype=torch.float64)
     for start, block in _squares(x, others, max_bytes):
         least = block.min(1)
         nearer = least.values < squares
-        place, squares = torch.where(nearer, start + least.indices, place), torch.where(nearer, least.values, squares)
-    # Once more, since a sum of squares taken apart is wrong by rounding where two datapoints are the same.
-    return Neighbours(place, (x.double() - others[place].double()).norm(dim=1))
+        index, squares = torch.where(nearer, start + least.indices, index), torch.where(nearer, least.values, squares)
+    # The distance is computed again, since the expanded square is not exactly zero for two equal datapoints.
+    return Neighbours(index, (x.double() - others[index].double()).norm(dim=1))
 
 
 def energy_distance(x: Any, y: Any, *, max_bytes: int = 2**26) -> Float[Tensor, ""]:
-    r"""Return the energy distance of two samples, estimated without bias: zero on average only for equal distributions.
+    r"""Return the energy distance of two samples, estimated without bias; it is zero only for equal distributions.
 
     .. math:: D^2(p, q) = 2\, \mathbb E \|x - y\| - \mathbb E \|x - x'\| - \mathbb E \|y - y'\|,
         \qquad x, x' \sim p, \; y, y' \sim q
 
-    In the units of the data, float64. An estimate may be negative; the way to tell what is small is the same for two
-    samples of one distribution, such as training and held-out data.
+    The distance is in the units of the data, float64. An estimate may be negative; compare it with the estimate for two
+    samples of one distribution, such as training and held-out data, to judge whether it is small.
 
     Arguments:
         x, y: Data ``[n, ...]`` and ``[m, ...]``, any array type; n and m of at least 2.
@@ -81,11 +82,11 @@ def energy_distance(x: Any, y: Any, *, max_bytes: int = 2**26) -> Float[Tensor, 
         >>> energy_distance([[0.0], [0.0]], [[3.0], [3.0]])
         tensor(6., dtype=torch.float64)
     """
-    x, y = _alike(x, y)
+    x, y = _as_rows(x, y)
     for name, sample in (("x", x), ("y", y)):
         if len(sample) < 2:
             raise DataError(
-                f"{name}: found one datapoint, expected at least 2: one alone is at no distance from others"
+                f"{name}: found one datapoint, expected at least 2 for the distances within the sample: pass more"
             )
 
     def total(one: Tensor, other: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def energy_distance(x: Any, y: Any, *, max_bytes: int = 2**26) -> Float[Tensor, 
     return 2 * total(x, y) / (len(x) * len(y)) - within[0] - within[1]
 
 
-def _alike(x: Any, y: Any, *, other: str = "y") -> tuple[Shaped[Tensor, "n data"], Shaped[Tensor, "m data"]]:
+def _as_rows(x: Any, y: Any, *, other: str = "y") -> tuple[Shaped[Tensor, "n data"], Shaped[Tensor, "m data"]]:
     """Return both as rows of numbers."""
     x, y = as_batch(x), as_batch(y, name=other)
     if x.shape[1:] != y.shape[1:]:

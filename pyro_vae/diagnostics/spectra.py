@@ -15,30 +15,31 @@ from ..errors import ShapeError
 
 
 class Spectrum(NamedTuple):
-    """Power per pixel by spatial frequency, float64."""
+    """The power per pixel of images by spatial frequency, float64."""
 
     frequency: Float[Tensor, " bands"]
     """The middle of each band, in cycles per pixel, up to 1/2."""
     power: Float[Tensor, "batch bands"]
-    """In the units of the data, squared."""
+    """The power in each band, in the squared units of the data."""
 
 
 def power_spectrum(x: Any) -> Spectrum:
-    r"""Return the power of images by spatial frequency, averaged over directions and channels; blur loses the highest.
+    r"""Return the power of images by spatial frequency, averaged over directions and channels.
 
     .. math:: P(f) = \frac{1}{|A_f|} \sum_{k \in A_f} \frac{|\hat x_k|^2}{H W}, \qquad
         A_f = \{k : f - \tfrac{\delta}{2} \le |k| < f + \tfrac{\delta}{2}\}, \quad \delta = \frac{1}{\min(H, W)}
 
-    with :math:`\hat x` the Fourier transform of an image from which its mean has been taken. Of white noise the
-    power is its variance at every frequency. A mean image E[x | z] is smoother than any x: where its power falls below
-    that of the data, the decoder does not know the detail; a draw of x has the noise of the likelihood in its stead.
+    with :math:`\hat x` the Fourier transform of an image from which its mean has been taken. The power of
+    white noise is its variance at every frequency; blur takes power from the highest frequencies. A mean image E[x | z]
+    is smoother than any x: where its power falls below that of the data, the decoder does not know the detail, which a
+    draw of x replaces by the noise of the likelihood.
 
     Arguments:
         x: Images ``[n, ..., height, width]`` of at least 4 x 4 pixels, any array type.
 
     Errors:
         DataError: for empty or non-finite data.
-        ShapeError: for data that are no images.
+        ShapeError: for data that are not images of at least 4 x 4 pixels.
 
     References:
         | Watch Your Up-Convolution: CNN Based Generative Deep Neural Networks are Failing to Reproduce Spectral
@@ -58,11 +59,11 @@ def power_spectrum(x: Any) -> Spectrum:
     height, width = x.shape[-2:]
     x = x.reshape(len(x), -1, height, width)
     power = torch.fft.fft2(x - x.mean((-2, -1), keepdim=True)).abs().square().mean(1) / (height * width)
-    by_row, by_column = (torch.fft.fftfreq(size, dtype=x.dtype, device=x.device) for size in (height, width))
+    rows, columns = (torch.fft.fftfreq(size, dtype=x.dtype, device=x.device) for size in (height, width))
     bands = min(height, width) // 2
-    band = (torch.hypot(by_row[:, None], by_column) * min(height, width)).round().long()
-    inside = (band >= 1) & (band <= bands)  # the corners hold only slanted waves
-    place = band[inside] - 1
-    total = power.new_zeros(len(x), bands).index_add_(1, place, power[:, inside])
+    band = (torch.hypot(rows[:, None], columns) * min(height, width)).round().long()
+    inside = (band >= 1) & (band <= bands)  # the corners contain diagonal waves only
+    index = band[inside] - 1
+    total = power.new_zeros(len(x), bands).index_add_(1, index, power[:, inside])
     frequency = torch.arange(1, bands + 1, dtype=x.dtype, device=x.device) / min(height, width)
-    return Spectrum(frequency, total / torch.bincount(place, minlength=bands))
+    return Spectrum(frequency, total / torch.bincount(index, minlength=bands))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ais"]
 
+from functools import partial
 from typing import Any
 
 from ..errors import require_count, require_one_of
@@ -11,7 +12,7 @@ from ..pairs.pair import Pair
 from ..pairs.running import Program
 from ..samplers.chunks import blockwise, in_pieces
 from ..samplers.tempering import Schedule, Start, TemperedPath, anneal, temperatures
-from ..samplers.tuning import pilot_evaluations, tune
+from ..samplers.tuning import annealing_evaluations, tune
 from .base import LogEvidence
 from .from_chains import Summary, collected
 from .prior_check import prior_check
@@ -70,7 +71,6 @@ def ais(
         | https://arxiv.org/abs/1611.04273
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = ais(problem.model, problem.guide(inflate=2.0), x, num_temperatures=20)
@@ -88,16 +88,12 @@ def ais(
         log_w = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, most)
         return Summary.of(log_w, path.num_evaluations)
 
-    def evaluations(most: int) -> int:
-        pilot = pilot_evaluations(num_temperatures, num_steps, most)
-        return pilot + num_particles * (1 + (num_temperatures - 1) * num_steps)
-
     found = blockwise(
         estimate,
         pair,
         start=start,
         num_chains=num_particles,
-        evaluations=evaluations,
+        evaluations=partial(annealing_evaluations, num_particles, num_temperatures, num_steps),
         seed=(seed, "ais"),
         max_bytes=max_bytes,
         progress=progress,

@@ -67,7 +67,6 @@ def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recom
         DataError, PairError: As for :func:`importance`.
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> found = recommend(problem.model, problem.guide(), problem.sample(5, seed=0))
         >>> found.estimator, found.reason
@@ -131,7 +130,6 @@ def estimate(
         DataError, PairError: As for :func:`importance`.
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> estimate(problem.model, problem.guide(), problem.sample(5, seed=0), estimator="is").side
         'lower'

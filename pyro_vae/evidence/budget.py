@@ -6,14 +6,14 @@ __all__ = ["Budget", "Pool", "Source", "drawn", "require_proposal"]
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import ConfigError, require_one_of
-from ..ops.choices import Proposal, names
+from ..ops.choices import Proposal
 from ..ops.streaming import TailMoments
 from ..pairs.pair import Pair
 from ..pairs.progress import Progress
@@ -93,7 +93,7 @@ def require_proposal(proposal: str) -> None:
     """Raise :class:`~pyro_vae.errors.ConfigError` unless this is the name of a proposal."""
     if proposal == "inflated":
         raise ConfigError("proposal='inflated' was removed: use 'refined', a wide Gaussian for each datapoint")
-    require_one_of("proposal", proposal, names(Proposal))
+    require_one_of("proposal", proposal, get_args(Proposal))
 
 
 def drawn(source: Source, budget: Budget) -> Iterator[Pool]:

@@ -46,7 +46,6 @@ def elbo(
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> exact = elbo(problem.model, problem.guide(), x)  # the guide is the posterior: no gap

@@ -80,7 +80,6 @@ def importance(
         | Safe and Effective Importance Sampling (Owen & Zhou, 2000)  https://doi.org/10.1080/01621459.2000.10473909
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = importance(problem.model, problem.guide(inflate=1.2), x, target_stderr=0.01)

@@ -58,7 +58,6 @@ def jackknife(
         | Debiasing Evidence Approximations (Nowozin, 2018)  https://openreview.net/forum?id=HyZoi-WRb
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> found = jackknife(problem.model, problem.guide(), x, order=2, num_particles=10)

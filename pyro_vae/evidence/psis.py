@@ -50,7 +50,6 @@ def psis(
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024)  https://arxiv.org/abs/1507.02646
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> narrow = psis(problem.model, problem.guide(inflate=0.5), problem.sample(3, seed=0), num_particles=10_000)
         >>> narrow.side, bool((narrow.pareto_k > 0.5).all()), "ok" in narrow.verdict

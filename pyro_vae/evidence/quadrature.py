@@ -83,7 +83,6 @@ def quadrature(
         | The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014)  https://doi.org/10.1137/130932132
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = quadrature(problem.model, problem.guide(), x)

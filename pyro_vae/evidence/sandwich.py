@@ -18,7 +18,7 @@ from ..pairs.pair import Pair
 from ..pairs.running import Program
 from ..samplers.chunks import blockwise, in_pieces
 from ..samplers.tempering import Schedule, Start, TemperedPath, anneal, temperatures
-from ..samplers.tuning import pilot_evaluations, tune
+from ..samplers.tuning import annealing_evaluations, tune
 from .base import LogEvidence
 from .from_chains import Summary, collected
 
@@ -87,7 +87,6 @@ def sandwich(
         | https://arxiv.org/abs/1511.02543
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x, z = pv.simulation.simulate(problem.model, torch.zeros(100, 2))
         >>> lower, upper = sandwich(problem.model, problem.guide(), x, z, start="prior", num_temperatures=5)
@@ -133,9 +132,7 @@ class _Chains(NamedTuple):
 
     def evaluations(self, most: int) -> int:
         """Return the number of evaluations of each datapoint, when ``most`` chains fit into memory."""
-        levels = len(self.betas) - 1
-        pilot = pilot_evaluations(levels, self.num_steps, most)
-        return pilot + 2 * self.num_particles * (1 + (levels - 1) * self.num_steps)
+        return annealing_evaluations(2 * self.num_particles, len(self.betas) - 1, self.num_steps, most)
 
     def both(self, path: TemperedPath, z: dict[str, Tensor], most: int) -> tuple[Summary, Summary]:
         """Return the estimates from below and from above."""

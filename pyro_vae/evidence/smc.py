@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["smc"]
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..pairs.pair import Pair
 from ..pairs.running import Program
 from ..samplers.chunks import blockwise, in_pieces
 from ..samplers.tempering import Schedule, Start, TemperedPath, anneal, temperatures
-from ..samplers.tuning import pilot_evaluations, tune
+from ..samplers.tuning import annealing_evaluations, tune
 from .base import LogEvidence
 from .from_chains import Summary, collected
 from .prior_check import prior_check
@@ -64,7 +65,6 @@ def smc(
         | https://doi.org/10.1111/j.1467-9868.2006.00553.x
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> evidence = smc(problem.model, problem.guide(), x, start="prior", num_temperatures=20)
@@ -90,21 +90,18 @@ def smc(
         together = max(1, most // num_particles)
         return Summary.of(in_pieces(populations, num_populations, together), path.num_evaluations)
 
-    def evaluations(most: int) -> int:
-        pilot = pilot_evaluations(num_temperatures, num_steps, most)
-        return pilot + num_populations * num_particles * (1 + (num_temperatures - 1) * num_steps)
-
+    num_chains = num_populations * num_particles
     found = blockwise(
         estimate,
         pair,
         start=start,
-        num_chains=num_particles * num_populations,
-        evaluations=evaluations,
+        num_chains=num_chains,
+        evaluations=partial(annealing_evaluations, num_chains, num_temperatures, num_steps),
         seed=(seed, "smc"),
         max_bytes=max_bytes,
         progress=progress,
     )
-    whole = collected(found, side="lower", num_particles=num_particles * num_populations)
+    whole = collected(found, side="lower", num_particles=num_chains)
     return prior_check(whole, pair, seed=seed, max_bytes=max_bytes)
 
 

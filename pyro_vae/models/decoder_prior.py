@@ -71,7 +71,6 @@ def decoder_prior(vae: BaseVAE, *, name: str = "field") -> DecoderPrior:
         | https://arxiv.org/abs/2110.10422
 
     Example:
-        >>> import pyro_vae as pv
         >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,), likelihood="gaussian")
         >>> prior = pv.decoder_prior(vae)
         >>> def model(y):

@@ -47,7 +47,6 @@ class HierarchicalVAE(BaseVAE):
         | Ladder Variational Autoencoders (Sønderby et al., 2016), for more  https://arxiv.org/abs/1602.02282
 
     Example:
-        >>> import pyro_vae as pv
         >>> vae = pv.presets.burda_two_layer_vae(data_shape=(8, 8))
         >>> vae.latent_dims, vae.sample(3).shape
         ({'z1': 100, 'z2': 50}, torch.Size([3, 8, 8]))

@@ -39,7 +39,6 @@ class Incomplete(TakesMissing):
         | https://arxiv.org/abs/1812.02633
 
     Example:
-        >>> import pyro_vae as pv
         >>> vae = pv.presets.mlp_vae(data_shape=(3,), latent_dim=2, hidden=(8,), likelihood="gaussian")
         >>> incomplete = pv.Incomplete(vae)
         >>> x = torch.tensor([[0.5, torch.nan, -1.0], [torch.nan, torch.nan, 0.2]])

@@ -91,14 +91,8 @@ def mlp_vae(
     family = posterior_named(posterior, latent_dim)
     decoder = started_at_mean(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
     encoder = MLP(data_shape, hidden, family.param_shape)  # after the decoder, so that a seed keeps its initial weights
-    return VAE(
-        encoder=encoder,
-        decoder=decoder,
-        prior=prior_named(prior, num_components, encoder, family, observe, data_mean),
-        likelihood=observe,
-        posterior=family,
-        name=name,
-    )
+    p = prior_named(prior, num_components, encoder, family, observe, data_mean)
+    return VAE(encoder=encoder, decoder=decoder, prior=p, likelihood=observe, posterior=family, name=name)
 
 
 @_preset
@@ -131,14 +125,8 @@ def table_vae(
     observe, family = Columns(kinds), posterior_named(posterior, latent_dim)
     decoder = started_at_mean(MLP(latent_dim, tuple(hidden)[::-1], observe.param_shape), observe, data_mean)
     encoder = ColumnsEncoder(kinds, lambda size: MLP(size, hidden, family.param_shape))
-    return VAE(
-        encoder=encoder,
-        decoder=decoder,
-        prior=prior_named(prior, num_components, encoder, family, observe, data_mean),
-        likelihood=observe,
-        posterior=family,
-        name=name,
-    )
+    p = prior_named(prior, num_components, encoder, family, observe, data_mean)
+    return VAE(encoder=encoder, decoder=decoder, prior=p, likelihood=observe, posterior=family, name=name)
 
 
 @_preset
@@ -229,14 +217,9 @@ def conv_vae(
     family = posterior_named(posterior, latent_dim)
     decoder = ConvDecoder(latent_dim, tuple(channels)[::-1], observe.param_shape, num_blocks=num_blocks)
     encoder = ConvEncoder(data_shape, channels, family.param_shape, num_blocks=num_blocks)
-    return VAE(
-        encoder=encoder,
-        decoder=started_at_mean(decoder, observe, data_mean),
-        prior=prior_named(prior, num_components, encoder, family, observe, data_mean),
-        likelihood=observe,
-        posterior=family,
-        name=name,
-    )
+    decoder = started_at_mean(decoder, observe, data_mean)
+    p = prior_named(prior, num_components, encoder, family, observe, data_mean)
+    return VAE(encoder=encoder, decoder=decoder, prior=p, likelihood=observe, posterior=family, name=name)
 
 
 @_preset

@@ -111,7 +111,6 @@ class VampPrior(Prior):
         | VAE with a VampPrior (Tomczak & Welling, 2018)  https://arxiv.org/abs/1705.07120
 
     Example:
-        >>> import pyro_vae as pv
         >>> posterior = pv.posteriors.DiagonalNormal(2)
         >>> encoder = pv.nn.MLP((8, 8), (16,), posterior.param_shape)
         >>> prior = VampPrior(torch.rand(5, 8, 8), encoder, posterior, latent_dim=2)

@@ -60,7 +60,6 @@ class ColumnsEncoder(TakesMask):
         ConfigError: for an unknown kind.
 
     Example:
-        >>> import pyro_vae as pv
         >>> kinds = ["normal", "count", ("categorical", 3)]
         >>> encoder = ColumnsEncoder(kinds, lambda size: pv.nn.MLP(size, (16,), (2, 2)))
         >>> encoder(torch.tensor([[0.5, 4.0, 2.0]])).shape

@@ -39,7 +39,6 @@ class VAE(BaseVAE):
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> import pyro_vae as pv
         >>> vae = pv.presets.mlp_vae(data_shape=(8, 8), latent_dim=2, hidden=(16,))
         >>> vae.encode(torch.zeros(5, 8, 8)).mean.shape, vae.sample(3).shape
         (torch.Size([5, 2]), torch.Size([3, 8, 8]))

@@ -18,9 +18,8 @@ from ..pairs.pathwise import GradientPath
 from ..pairs.running import Program, Vectorized, replay, trace
 from ..pairs.sites import Sites, draw_sites
 from ..pairs.vectorization import VectorizationCache
-from .gradients import PATHS, Coefficients, leave_one_out, over_other_datapoints, sensitivity
+from .gradients import PATHS, Coefficients, attached, leave_one_out, over_other_datapoints, sensitivity
 from .module import Estimate, ObjectiveModule
-from .surrogates import attached
 
 
 class Objective(pyro.infer.ELBO):
@@ -51,6 +50,8 @@ class Objective(pyro.infer.ELBO):
     """In which direction the value errs in expectation, per datapoint."""
     num_groups: int = 1
     """The number of groups of ``num_particles`` that are drawn."""
+    analytic_kl: bool = False
+    """Whether the KL divergence of each latent site is taken in closed form."""
     step: int = 0
     """The number of training steps done, for members with a schedule: of ``SVI.step``, of losses of the module that
     have a gradient, or of ``fit``. Looking at a bound is none."""
@@ -114,12 +115,12 @@ class Objective(pyro.infer.ELBO):
                 "'score' with ReweightedWakeSleep), or sum a discrete site out with pyro.infer.TraceEnum_ELBO"
             )
 
-    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
+    def _sites(self, pair: Pair) -> Sites:
         return draw_sites(
             pair,
             num_particles=self._num_draws,
             vectorized=self._vectorized(pair),
-            analytic_kl=analytic_kl,
+            analytic_kl=self.analytic_kl,
             path=self._path,
         )
 

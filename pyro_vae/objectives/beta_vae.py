@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..pairs.pair import Pair
 from ..pairs.sites import Sites
 from .base import Objective
 
@@ -40,7 +39,6 @@ class BetaVAE(Objective):
         ConfigError: for a negative or infinite weight.
 
     Example:
-        >>> import pyro_vae as pv
         >>> warmed_up = BetaVAE(beta=pv.schedules.LinearWarmup(num_steps=1000, end=4.0))
         >>> warmed_up.weight, warmed_up.side
         (0.0, 'not a bound')
@@ -59,9 +57,6 @@ class BetaVAE(Objective):
         """The weight of the KL term at this step."""
         weight = self.beta(self.step) if callable(self.beta) else self.beta
         return require_number("beta", weight, least=0)
-
-    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
-        return super()._sites(pair, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         return (sites.reconstruction - self.weight * sites.divergence).mean(0)

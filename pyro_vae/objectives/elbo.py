@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops.weights import doubly_reparameterized
-from ..pairs.pair import Pair
 from ..pairs.sites import Sites
 from .base import Objective
 
@@ -59,9 +58,6 @@ class ELBO(Objective):
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         return log_w.mean(0)
-
-    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
-        return super()._sites(pair, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         return sites.elbo if self.gradient == "total" else super()._bound(sites)

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import require_number
-from ..pairs.pair import Pair
 from ..pairs.sites import Sites
 from ..pairs.traces import total
 from .base import Objective, require_unmasked
@@ -51,9 +50,6 @@ class FreeBits(Objective):
         super().__init__(num_particles=num_particles)
         self.analytic_kl = analytic_kl
         self.threshold = require_number("threshold", threshold, least=0)
-
-    def _sites(self, pair: Pair, *, analytic_kl: bool = False) -> Sites:
-        return super()._sites(pair, analytic_kl=self.analytic_kl)
 
     def _bound(self, sites: Sites) -> Float[Tensor, " batch"]:
         require_unmasked(sites)

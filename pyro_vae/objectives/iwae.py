@@ -16,8 +16,7 @@ from ..pairs.pair import Pair
 from ..pairs.running import Program
 from ..pairs.sites import draw, weigh_chosen
 from .base import Estimate, Objective
-from .gradients import Coefficients
-from .surrogates import attached
+from .gradients import Coefficients, attached
 
 
 class IWAE(Objective):

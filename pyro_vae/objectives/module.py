@@ -44,7 +44,6 @@ class ObjectiveModule(nn.Module):
             silently not train.
 
     Example:
-        >>> import pyro_vae as pv
         >>> vae = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,))
         >>> loss = pv.objectives.IWAE(num_particles=4)(vae.model, vae.guide)
         >>> len(list(loss.parameters())) == len(list(vae.parameters()))

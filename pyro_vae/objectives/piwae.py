@@ -12,8 +12,7 @@ from ..errors import require_count
 from ..ops.weights import doubly_reparameterized, grouped, log_mean_exp, normalized_weights, ungrouped
 from ..pairs.sites import Sites
 from .base import Objective
-from .gradients import Coefficients
-from .surrogates import attached_apart
+from .gradients import Coefficients, attached_apart
 
 
 class PIWAE(Objective):

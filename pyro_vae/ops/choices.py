@@ -20,10 +20,9 @@ __all__ = [
     "RefinementMethod",
     "Schedule",
     "ViewName",
-    "names",
 ]
 
-from typing import Any, Literal, get_args
+from typing import Literal
 
 Binarisation = Literal["static", "dynamic", "threshold", "none"]
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "kmnist", "omniglot"]
@@ -48,13 +47,3 @@ ViewName = Literal[
     "neighbours",
     "traversals",
 ]
-
-
-def names(choices: Any) -> tuple[str, ...]:
-    """Return the names in one of these lists.
-
-    Example:
-        >>> names(PosteriorName)
-        ('diagonal', 'full')
-    """
-    return get_args(choices)

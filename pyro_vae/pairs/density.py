@@ -67,7 +67,6 @@ class Density:
             :func:`~pyro_vae.draw_particles` refuses.
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> density = Density(Pair.of(problem.model, problem.guide(), torch.zeros(3, 2)))
         >>> density.terms(density.draw(5)).log_w.shape

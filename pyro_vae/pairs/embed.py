@@ -37,7 +37,7 @@ def embed(program: Callable, *args: Any, name: str, **kwargs: Any) -> dict[str, 
         ConfigError: if the name is empty.
 
     Example:
-        >>> import pyro, pyro.distributions as dist, pyro_vae as pv
+        >>> import pyro, pyro.distributions as dist
         >>> vae = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,), likelihood="gaussian")
         >>> def model(x, y):
         ...     z = pv.embed(vae.model, x, name="table")["z"]

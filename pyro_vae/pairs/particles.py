@@ -49,7 +49,6 @@ def draw_particles(
         StaleParamStoreError: if Pyro's store holds other values for the pair's parameters than its modules do.
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0]], scale=1.0)
         >>> draw_particles(problem.model, problem.guide(), torch.zeros(4, 1), num_particles=3).log_w.shape
         torch.Size([3, 4])

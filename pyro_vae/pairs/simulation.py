@@ -44,7 +44,6 @@ def simulate(model: Program, x: Any, *, seed: int = 0) -> Simulated:
             data arise.
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> drawn = simulate(problem.model, torch.zeros(4, 2))
         >>> drawn.x.shape, drawn.z["z"].shape

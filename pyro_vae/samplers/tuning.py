@@ -2,7 +2,7 @@ r"""Step sizes and scales of the chains: found by a pilot run on draws of its ow
 
 from __future__ import annotations
 
-__all__ = ["Steps", "pilot_evaluations", "tune"]
+__all__ = ["Steps", "annealing_evaluations", "tune"]
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -73,11 +73,12 @@ def tune(path: TemperedPath, betas: Float[Tensor, " levels"], *, num_steps: int,
     return steps._replace(sizes=_interpolated(numbers, (ways[0] + ways[1].flip(0)) / 2, len(betas)).exp())
 
 
-def pilot_evaluations(num_temperatures: int, num_steps: int, most: int) -> int:
-    """Return the number of evaluations of each datapoint that :func:`tune` makes."""
+def annealing_evaluations(num_chains: int, num_temperatures: int, num_steps: int, most: int) -> int:
+    """Return the number of evaluations of each datapoint by annealed chains, those of :func:`tune` included."""
+    chains = num_chains * (1 + (num_temperatures - 1) * num_steps)
     if num_temperatures < 2:
-        return 0
-    return min(_CHAINS, most) * (1 + (_WARM_UP + 2 * len(_grid(num_temperatures - 1))) * num_steps)
+        return chains
+    return chains + min(_CHAINS, most) * (1 + (_WARM_UP + 2 * len(_grid(num_temperatures - 1))) * num_steps)
 
 
 def _followed(steps: Steps, t: int, state: State, log_size: Tensor, rate: float) -> tuple[State, Tensor]:

@@ -39,7 +39,7 @@ def save(vae: BaseVAE, path: str | Path) -> None:
         ConfigError: for anything but a VAE.
 
     Example:
-        >>> import tempfile, pyro_vae as pv
+        >>> import tempfile
         >>> vae = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     pv.save(vae, f"{folder}/model.safetensors")

@@ -100,7 +100,6 @@ def fit(
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> import pyro_vae as pv
         >>> x = torch.bernoulli(torch.full((100, 6), 0.3), generator=torch.Generator().manual_seed(0))
         >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=1, hidden=(8,))
         >>> history = fit(vae, x, num_epochs=20, batch_size=20, learning_rate=1e-2, progress=False)
@@ -115,7 +114,12 @@ def fit(
         operator.index(seed), num_epochs, batch_size, learning_rate, schedule, adam_eps, max_grad_norm, patience
     ).checked(len(data), validated=held_out is not None)
     place = find_device(device)
-    module = _objective(objective)(model, guide).to(place)
+    if objective is not None and not isinstance(objective, Objective):
+        raise ConfigError(
+            f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for Pyro's "
+            "use pyro.infer.SVI"
+        )
+    module = (objective or ELBO())(model, guide).to(place)
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
     with_buffers = [part for part in module.modules() if next(part.buffers(recurse=False), None) is not None]
     training = Training(module, optimiser, settings, data, held_out, place, with_buffers)
@@ -244,15 +248,6 @@ class Training(NamedTuple):
             found = [self.module.estimate(batch_of(self.module, self.held_out, part, self.place)) for part in parts]
         bound, elbo = (torch.cat(list(each)) for each in zip(*((one.bound, one.elbo) for one in found), strict=True))
         return bound.double().mean().item(), elbo.double().mean().item()
-
-
-def _objective(objective: Objective | None) -> Objective:
-    if objective is not None and not isinstance(objective, Objective):
-        raise ConfigError(
-            f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for Pyro's "
-            "use pyro.infer.SVI"
-        )
-    return objective or ELBO()
 
 
 def _require_named(objective: Objective) -> None:

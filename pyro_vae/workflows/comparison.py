@@ -128,7 +128,6 @@ def compare(
 
     Example:
         >>> from functools import partial
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(20, seed=0)
         >>> table = compare(

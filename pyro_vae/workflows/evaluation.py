@@ -137,7 +137,6 @@ def evaluate(
         progress: Show a progress bar on a terminal.
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> found = evaluate((problem.model, problem.guide()), problem.sample(50, seed=0))
         >>> found.latents["z"].num_active

@@ -84,7 +84,6 @@ def to_datatree(
         DataError: As there.
 
     Example:
-        >>> import pyro_vae as pv
         >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,))
         >>> tree = pv.to_datatree(vae, torch.zeros(3, 6), num_draws=50, coords={"observation": [*"abc"]})
         >>> dict(tree["posterior"]["z"].sizes)

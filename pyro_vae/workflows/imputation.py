@@ -100,7 +100,6 @@ def impute(
         | https://arxiv.org/abs/1812.02633
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> found = pv.impute((problem.model, problem.guide()), torch.tensor([[1.0, torch.nan]]))
         >>> found.mean[0, 0], bool((found.mean[0, 1] - 1.6).abs() < 0.1)  # exactly, 2 / (1 + 0.5**2)

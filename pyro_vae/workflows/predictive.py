@@ -52,7 +52,6 @@ def prior_predictive(model: Program, num: int, *, seed: int = 0) -> dict[str, Te
         PairError: for a model that cannot be called like that.
 
     Example:
-        >>> import pyro_vae as pv
         >>> vae = pv.presets.mlp_vae(data_shape=(6,), latent_dim=2, hidden=(8,))
         >>> {name: tuple(value.shape) for name, value in pv.prior_predictive(vae.model, 5).items()}
         {'z': (5, 2), 'x': (5, 6)}
@@ -112,7 +111,6 @@ def posterior_predictive(
         ConfigError, DataError, PairError: As for :func:`pyro_vae.evidence.importance`.
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> found = posterior_predictive(problem.model, problem.guide(), torch.zeros(3, 2), num_draws=10)
         >>> found["z"].shape, found["x"].shape
@@ -169,7 +167,6 @@ def predict(
         | Monte Carlo theory, methods and examples, chapter 9 (Owen, 2013)  https://artowen.su.domains/mc/
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> found = predict(problem.model, problem.guide(inflate=1.5), x, lambda z: z["z"])

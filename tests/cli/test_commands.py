@@ -795,8 +795,8 @@ def test_options_belong_to_values_that_other_options_have():
     for name, owner, values in _OWNERS:
         assert name in hints
         assert set(values) < set(get_args(hints[owner]))
+        other = next(value for value in get_args(hints[owner]) if value not in values)
         with pytest.raises(ConfigError, match=f"{name}=.* belongs to {owner}="):
-            other = next(value for value in get_args(hints[owner]) if value not in values)
             TrainConfig(**{owner: other, name: SET[name]})
 
 

@@ -20,8 +20,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.errors import ConfigError, PairError
 from pyro_vae.objectives import CIWAE, CUBO, ELBO, IWAE, JVI, MIWAE, PIWAE, TVO, Renyi, ReweightedWakeSleep
-from pyro_vae.objectives.gradients import leave_one_out, sensitivity
-from pyro_vae.objectives.surrogates import attached_apart
+from pyro_vae.objectives.gradients import attached_apart, leave_one_out, sensitivity
 from pyro_vae.pairs import pathwise
 from pyro_vae.pairs.sites import Sites, Vectorized
 from tests.statistics import assert_mean, assert_not_mean

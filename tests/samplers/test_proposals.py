@@ -1,6 +1,7 @@
 """What is drawn from: any proposal is unbiased, and the better ones are better where the guide is too narrow."""
 
 import math
+from typing import get_args
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae.errors import ConfigError, PairError
 from pyro_vae.evidence import importance
 from pyro_vae.evidence.budget import require_proposal
-from pyro_vae.ops.choices import Proposal, names
+from pyro_vae.ops.choices import Proposal
 from pyro_vae.pairs.density import Density
 from pyro_vae.pairs.pair import Pair
 from pyro_vae.samplers import fitted_proposal as refinement
@@ -25,7 +26,7 @@ from tests.test_exams import E1_LOG_P, e1_data, linear
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-every_proposal = pytest.mark.parametrize("proposal", names(Proposal))
+every_proposal = pytest.mark.parametrize("proposal", get_args(Proposal))
 better = pytest.mark.parametrize("proposal", ["defensive", "refined"])
 
 

@@ -105,7 +105,6 @@ def refine(
         | MCMC Using Hamiltonian Dynamics (Neal, 2011)  https://arxiv.org/abs/1206.1901
 
     Example:
-        >>> import pyro_vae as pv
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
         >>> refined = refine(problem.model, problem.guide(shift=0.3), x, method="svi", num_steps=50)
@@ -146,13 +145,11 @@ def _plan(method: str, num_particles: int, given: dict[str, Any]) -> Plan:
     plan = Plan(num_particles=num_particles, **_NONE | _OPTIONS[method] | given)
     require_one_of("family", plan.family, FAMILIES)
     least = FEWEST * require_count("num_chains", plan.num_chains) if "num_chains" in _OPTIONS[method] else 1
-    return Plan(
+    return plan._replace(
         num_draws=require_count("num_draws", plan.num_draws, least=least, why=_FEW if least > 1 else ""),
         num_particles=require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar"),
-        num_chains=plan.num_chains,
         num_warmup=require_count("num_warmup", plan.num_warmup, least=0),
         num_steps=require_count("num_steps", plan.num_steps, least=0),
-        family=plan.family,
     )
 
 
