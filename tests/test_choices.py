@@ -13,8 +13,7 @@ from pyro_vae.cli.views import VIEWS
 from pyro_vae.data.datasets import BINARISATIONS, DATASETS
 from pyro_vae.errors import ConfigError
 from pyro_vae.evidence.budget import require_proposal
-from pyro_vae.models.presets import PRESETS
-from pyro_vae.models.registry import likelihood_named, posterior_named, prior_named
+from pyro_vae.models.presets import PRESETS, likelihood_named, posterior_named, prior_named
 from pyro_vae.ops import choices
 from pyro_vae.samplers.families import FAMILIES
 from pyro_vae.training.schedules import SCHEDULES

@@ -37,7 +37,7 @@ class Information(NamedTuple):
     mutual_information_upper: Mean
     """The same with each datapoint's own component left out of the mixture, which is too large on average."""
     prior_kl: Mean
-    """The divergence of the aggregate from the prior; too large on average by what the information is too small."""
+    """The divergence of the aggregate from the prior: too large on average, by what the information lacks."""
     kl: Mean
     """The sum of ``mutual_information`` and ``prior_kl``, draw by draw."""
 
@@ -59,7 +59,7 @@ class AggregatePosterior(NamedTuple):
 
     @property
     def at_ceiling(self) -> bool:
-        """Whether the whole's information is within 1 nat of log N, its ceiling for N datapoints."""
+        """True if the information of the whole site is within 1 nat of log N, its ceiling for N datapoints."""
         return self.whole.mutual_information.value.item() > math.log(self.num_data) - 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Sandwich", "sandwich"]
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -103,15 +104,17 @@ def sandwich(
         raise ConfigError(f"z_true: expected a dictionary of site names and values, found {type(z_true).__name__}")
     pair = Pair.of(model, guide, x)
     z = {name: suited(_values(name, value, len(pair)), model, guide) for name, value in z_true.items()}
-    chains = _Chains(betas, num_particles, num_steps)
+    if method == "ais":
+        cost = partial(annealing_evaluations, 2 * num_particles, num_temperatures, num_steps)
+        both = partial(_by_chains, betas=betas, num_steps=num_steps, num_particles=num_particles)
+    else:
+        cost, both = lambda most: num_particles + 1, partial(_by_draws, num_particles=num_particles)
     found = blockwise(
-        (lambda path, span, most: chains.both(path, _rows(z, span), most))
-        if method == "ais"
-        else (lambda path, span, most: _by_draws(path, _rows(z, span), num_particles, most)),
+        lambda path, span, most: both(path, {name: value[span] for name, value in z.items()}, most),
         pair,
         start=start if method == "ais" else "guide",
         num_chains=num_particles,
-        evaluations=chains.evaluations if method == "ais" else lambda most: num_particles + 1,
+        evaluations=cost,
         seed=(seed, "sandwich", method),
         max_bytes=max_bytes,
         progress=progress,
@@ -123,35 +126,23 @@ def sandwich(
     )
 
 
-class _Chains(NamedTuple):
-    """Chains from q0 to the posterior, and back from a draw of the posterior by the same transitions."""
+def _by_chains(
+    path: TemperedPath, z: dict[str, Tensor], most: int, *, betas: Tensor, num_steps: int, num_particles: int
+) -> tuple[Summary, Summary]:
+    """Return the estimates by chains from q0 to the posterior, and from its draw back by the same transitions."""
+    steps = tune(path, betas, num_steps=num_steps, most=most)
+    true = _coordinates(path, z)
 
-    betas: Tensor
-    num_particles: int
-    num_steps: int
+    def back(num: int) -> Tensor:
+        return anneal(path.begin(true.expand(num, *true.shape[1:]), 1.0), betas, steps, reverse=True)
 
-    def evaluations(self, most: int) -> int:
-        """Return the number of evaluations of each datapoint, when ``most`` chains fit into memory."""
-        return annealing_evaluations(2 * self.num_particles, len(self.betas) - 1, self.num_steps, most)
-
-    def both(self, path: TemperedPath, z: dict[str, Tensor], most: int) -> tuple[Summary, Summary]:
-        """Return the estimates from below and from above."""
-        steps = tune(path, self.betas, num_steps=self.num_steps, most=most)
-        true = _coordinates(path, z)
-
-        def forward(num: int) -> Tensor:
-            return anneal(path.begin(path.draw(num), 0.0), self.betas, steps)
-
-        def back(num: int) -> Tensor:
-            return anneal(path.begin(true.expand(num, *true.shape[1:]), 1.0), self.betas, steps, reverse=True)
-
-        log_w = in_pieces(forward, self.num_particles, most)
-        num_evaluations = path.num_evaluations  # the other direction takes as many
-        reverse = in_pieces(back, self.num_particles, most)
-        return Summary.of(log_w, num_evaluations), Summary.of(reverse, num_evaluations, inverse=True)
+    log_w = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, most)
+    num_evaluations = path.num_evaluations  # the other direction takes as many
+    reverse = in_pieces(back, num_particles, most)
+    return Summary.of(log_w, num_evaluations), Summary.of(reverse, num_evaluations, inverse=True)
 
 
-def _by_draws(path: TemperedPath, z: dict[str, Tensor], num_particles: int, most: int) -> tuple[Summary, Summary]:
+def _by_draws(path: TemperedPath, z: dict[str, Tensor], most: int, *, num_particles: int) -> tuple[Summary, Summary]:
     """Return the importance-weighted bound, and its upper twin with the known draw in place of one particle."""
     path.density.require_guide()
     true = path.log_weights(_coordinates(path, z))
@@ -173,10 +164,6 @@ def _values(name: str, value: Any, num: int) -> Tensor:
         )
     require_finite(value, name=f"z_true[{name!r}]")
     return value
-
-
-def _rows(z: dict[str, Tensor], span: slice) -> dict[str, Tensor]:
-    return {name: value[span] for name, value in z.items()}
 
 
 def _coordinates(path: TemperedPath, z: dict[str, Tensor]) -> Tensor:

@@ -25,36 +25,36 @@ from .module import Estimate, ObjectiveModule
 class Objective(pyro.infer.ELBO):
     r"""An objective that any Pyro pair can be trained on, usually a bound on :math:`\log p(x)`.
 
-    A member defines :meth:`bound`, from log-weights ``[particles, batch]`` to nats per datapoint ``[batch]``. The rest
-    is here: it goes into stock :class:`pyro.infer.SVI` as ``loss=``, and ``objective(model, guide)`` is an
-    ``nn.Module`` that owns the pair's parameters, for any torch optimiser.
+    A subclass defines :meth:`bound`, from log-weights ``[particles, batch]`` to nats per datapoint ``[batch]``. The
+    base class does the rest: an objective is a ``loss=`` for stock :class:`pyro.infer.SVI`, and ``objective(model,
+    guide)`` is an ``nn.Module`` that owns the pair's parameters, for any torch optimiser.
 
     .. math:: \text{loss} = -\sum_b s_b\, \mathcal L(x_b)
 
     with :math:`s` the scale of subsampled plates and ``poutine.scale``, applied *after* the bound, and
-    :math:`\mathcal L` the true bound, whichever ``gradient`` is followed.
+    :math:`\mathcal L` the true bound, whatever the ``gradient`` is.
 
     Arguments:
         num_particles: The number of particles K.
-        gradient: How the gradient is estimated, one of the member's ``gradients``; see
+        gradient: The gradient estimator, one of the subclass's ``gradients``; see
             :mod:`pyro_vae.objectives.gradients`.
 
     Errors:
-        ConfigError: for a gradient that the member does not have, or one that needs more particles.
-        PairError: for pairs that are not one data plate with local latents, and for a latent site whose distribution
-            cannot be reparameterised where the gradient needs it.
+        ConfigError: for a gradient that the subclass does not offer, or one that needs more particles.
+        PairError: for pairs that are not one data plate with local latents, and for a latent site that cannot be
+            reparameterised where the gradient needs it.
     """
 
     gradients: tuple[str, ...] = ("total",)
     side: Literal["lower", "not a bound"] = "lower"
-    """In which direction the value errs in expectation, per datapoint."""
+    """The direction in which the value errs in expectation, per datapoint."""
     num_groups: int = 1
     """The number of groups of ``num_particles`` that are drawn."""
     analytic_kl: bool = False
-    """Whether the KL divergence of each latent site is taken in closed form."""
+    """True if the KL divergence of each latent site is taken in closed form."""
     step: int = 0
-    """The number of training steps done, for members with a schedule: of ``SVI.step``, of losses of the module that
-    have a gradient, or of ``fit``. Looking at a bound is none."""
+    """The number of training steps done, for subclasses with a schedule: calls of ``SVI.step``, losses of the module
+    that have a gradient, or steps of ``fit``. Evaluations of a bound do not count."""
 
     def __init__(self, *, num_particles: int = 1, gradient: str = "total") -> None:
         num_particles = require_count("num_particles", num_particles)
@@ -66,7 +66,7 @@ class Objective(pyro.infer.ELBO):
         self._cache = VectorizationCache()
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
-        """Return the bound, to maximise, in nats per datapoint; for data use ``objective(model, guide).bound(x)``."""
+        """Return the bound of log-weights, in nats per datapoint; for data use ``objective(model, guide).bound(x)``."""
         raise NotImplementedError(
             f"{type(self).__name__} is no function of log-weights alone: use objective(model, guide).bound(x)"
         )
@@ -111,8 +111,8 @@ class Objective(pyro.infer.ELBO):
         if torch.is_grad_enabled() and self._path != "score" and not sites.reparameterized:
             raise PairError(
                 "a latent site of the guide cannot be reparameterised (it has no rsample), so this gradient would miss "
-                "a term: use a continuous distribution, a gradient by scores ('rloo' with ELBO, 'vimco' with IWAE, "
-                "'score' with ReweightedWakeSleep), or sum a discrete site out with pyro.infer.TraceEnum_ELBO"
+                "a term: use a continuous distribution, a score-function gradient ('rloo' with ELBO, 'vimco' with "
+                "IWAE, 'score' with ReweightedWakeSleep), or sum a discrete site out with pyro.infer.TraceEnum_ELBO"
             )
 
     def _sites(self, pair: Pair) -> Sites:
@@ -161,7 +161,7 @@ class Objective(pyro.infer.ELBO):
 
 
 def require_several(what: str, num_particles: int) -> None:
-    """Raise :class:`~pyro_vae.errors.ConfigError` for a single particle, where weights have nothing to compare."""
+    """Raise :class:`~pyro_vae.errors.ConfigError` for a single particle, which has no other to compare with."""
     if num_particles < 2:
         raise ConfigError(f"{what} compares particles: expected num_particles of at least 2, found {num_particles}")
 

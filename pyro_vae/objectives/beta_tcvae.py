@@ -23,10 +23,10 @@ class BetaTCVAE(Objective):
         \mathrm{TC} = \mathrm{KL}\Big(q(z) \,\Big\|\, \prod_j q(z_j)\Big), \quad
         q(z) = \frac1N \sum_{n=1}^N q(z \mid x_n)
 
-    with :math:`\mathcal L` the ELBO. The total correlation is a property of the whole data set; each datapoint is
-    charged its own term of it, with q(z) estimated without bias from the minibatch: its own posterior weighs 1/N, the
+    with :math:`\mathcal L` the ELBO. The total correlation is a property of the whole data set; the value of
+    each datapoint has its own term of it, with q(z) estimated without bias from the minibatch: its own posterior weighs 1/N, the
     others share the rest. The logarithm of that estimate is biased, so this is **not a bound**. With several latent
-    sites the first one of the guide is meant.
+    sites, the total correlation is that of the guide's first one.
 
     References:
         | Isolating Sources of Disentanglement in VAEs (Chen et al., 2018)  https://arxiv.org/abs/1802.04942
@@ -37,8 +37,8 @@ class BetaTCVAE(Objective):
 
     Errors:
         ConfigError: for a beta that is negative or infinite.
-        PairError: for masked datapoints; for a site whose q(z | x) is neither a product over a vector's dimensions nor
-            a multivariate normal.
+        PairError: for masked datapoints; for a q(z | x) that is neither a product over a vector's dimensions nor a
+            multivariate normal.
 
     Example:
         >>> BetaTCVAE(beta=6.0, num_data=60_000).side
@@ -69,7 +69,7 @@ def _marginals(name: str, q: Any) -> Any:
         return Normal(q.mean, q.stddev, validate_args=False)
     if not isinstance(q, Independent) or len(q.event_shape) != 1 or q.base_dist.event_shape:
         raise PairError(
-            f"site {name!r}: expected a q(z | x) whose marginals are known, a product over a vector's dimensions or a "
+            f"site {name!r}: expected a q(z | x) with known marginals, a product over a vector's dimensions or a "
             f"MultivariateNormal, found {q}"
         )
     return q.base_dist
@@ -84,7 +84,7 @@ def log_aggregate(log_q: Float[Tensor, "batch batch *latent"], num_data: int) ->
 
     Arguments:
         log_q: :math:`\log q(z_i \mid x_j)`, in ``[i, j]``.
-        num_data: The size N of the data set; no less than the batch is taken.
+        num_data: The size N of the data set; the batch size counts if it is larger.
 
     Example:
         >>> torch.allclose(log_aggregate(torch.zeros(3, 3), num_data=10), torch.zeros(3), atol=1e-6)

@@ -22,7 +22,7 @@ class BetaVAE(Objective):
     For :math:`\beta \ge 1` it is below the ELBO, and so a lower bound on :math:`\log p(x)`, if a loose one. With
     :math:`\beta < 1`, or a schedule, it is **not a bound**. :math:`\beta = 0` is an autoencoder with noise in its code.
 
-    A schedule is called with the number of training steps done (``objective.step``, of whatever pair):
+    A schedule is called with the number of training steps done (``objective.step``, whatever the pair):
     :class:`~pyro_vae.schedules.LinearWarmup`, :class:`~pyro_vae.schedules.CyclicalWarmup`, or any function.
 
     References:
@@ -32,7 +32,7 @@ class BetaVAE(Objective):
 
     Arguments:
         beta: The weight, at least 0, or a function from the step to the weight.
-        num_particles: The number of particles K, which are averaged over.
+        num_particles: The number of particles K in the mean.
         analytic_kl: Use the closed form of the KL divergence at each latent site, as :class:`ELBO` does.
 
     Errors:

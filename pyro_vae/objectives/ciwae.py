@@ -44,7 +44,7 @@ class CIWAE(Objective):
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:
         iwae = log_mean_exp(log_w)
-        # With a weight of zero the ELBO is minus infinity, of which no share is still none.
+        # A particle of weight zero makes the ELBO minus infinity, and 0 times that would be nan.
         return iwae if self.beta == 0 else self.beta * log_w.mean(0) + (1 - self.beta) * iwae
 
     def _doubly_reparameterized(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, "particles batch"]:

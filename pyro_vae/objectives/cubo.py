@@ -19,11 +19,10 @@ class CUBO(Objective):
     .. math:: \mathrm{CUBO}_n(x) = \frac1n \log \mathbb E_{q(z \mid x)}[w^n] \ge \log p(x),
         \qquad w = \frac{p(x, z)}{q(z \mid x)}
 
-    The gap is a divergence of the posterior from the guide that punishes a guide for being too narrow. An upper bound
-    is nothing for a model to follow, up or down: the model's parameters ascend the importance-weighted bound of the
-    same particles. The estimate from K particles is biased downwards, so the value is **not a bound**; nor is it
-    anything for the guide to follow, which would lower it by leaving the posterior. The guide follows the gradient of
-    the limit,
+    The gap is a divergence of the posterior from the guide that punishes guides that are too narrow. No model can be
+    trained on an upper bound, up or down: the model's parameters ascend the importance-weighted bound of the same
+    particles. The estimate from K particles is biased downwards, so the value is **not a bound**, and a guide that
+    descended it would leave the posterior. The guide follows the gradient of the limit instead,
 
     .. math:: -\nabla_\phi \mathrm{CUBO}_n = \frac{n - 1}n\,
         \frac{\mathbb E_q[w^n\, \nabla_\phi \log q_\phi(z \mid x)]}{\mathbb E_q[w^n]}
@@ -39,7 +38,8 @@ class CUBO(Objective):
         gradient: ``"score"`` as above, or ``"dreg"``, the same through reparameterised draws, with less noise.
 
     Errors:
-        ConfigError: for an order that is not above 1, or infinite; for a single particle, which teaches nothing.
+        ConfigError: for an order that is not above 1, or infinite; for a single particle, where the guide's
+            expected gradient is zero.
 
     Example:
         >>> CUBO().bound(torch.tensor([[3.0], [3.0]]))
@@ -63,5 +63,5 @@ class CUBO(Objective):
         weights = normalized_weights(self.order * log_w)
         if self.gradient == "score":
             return Coefficients(normalized_weights(log_w), (1 / self.order - 1) * weights)
-        # Each weight's derivative by log w is n (1 - weight) times it: the second reparameterisation.
+        # The derivative of a weight by its log w is n weight (1 - weight): the second reparameterisation.
         return Coefficients(normalized_weights(log_w), (self.order - 1) * weights * (1 - weights))

@@ -24,8 +24,8 @@ class ELBO(Objective):
     ``analytic_kl=True``, does not sample the KL term and so usually has the smaller variance. More particles make the
     estimate less noisy and leave the bound where it is; for a tighter bound see :class:`IWAE`.
 
-    Of the gradients, ``"path"`` (which ``"dreg"`` is here) vanishes at the exact posterior, draw by draw; the
-    score-function ones also train discrete latent variables, of which ``"rloo"`` is the least noisy.
+    The gradient ``"path"`` (here the same as ``"dreg"``) vanishes at the exact posterior, draw by draw. Score-function
+    gradients also train discrete latent variables; ``"rloo"`` is the least noisy of them.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)  https://arxiv.org/abs/1312.6114

@@ -20,19 +20,19 @@ class FreeBits(Objective):
     .. math:: \mathbb E_{q(z \mid x)}[\log p(x \mid z)] - \sum_j \max\Big(\lambda,\;
         \frac1B \sum_b \mathrm{KL}(q(z_j \mid x_b) \,\|\, p(z_j))\Big)
 
-    The KL term is a mean over the minibatch, which every datapoint is charged: **not a bound** for a datapoint (its
-    mean over the batch is below that of the ELBO). It keeps dimensions from collapsing early in training.
+    The KL term is a mean over the minibatch and the same for every datapoint, so this is **not a bound** for a
+    datapoint (its mean over the batch is below that of the ELBO). It prevents an early collapse of dimensions.
 
     References:
         | Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8
         | https://arxiv.org/abs/1606.04934
 
     Arguments:
-        threshold: The nats :math:`\lambda` that each latent dimension has free; where a site's distribution is not a
-            product over dimensions, the site.
+        threshold: The threshold :math:`\lambda` of each latent dimension in nats, or of the whole site if its
+            distribution is not a product over dimensions.
         num_particles: The number of particles K.
-        analytic_kl: Use the closed form of the KL divergence at each latent site. Else it is estimated by the draws,
-            and the threshold is for the site, whatever its dimensions.
+        analytic_kl: Use the closed form of the KL divergence at each latent site. Otherwise it is estimated
+            from the draws, and the threshold is for the whole site.
 
     Errors:
         ConfigError: for a threshold that is negative or infinite.
@@ -56,5 +56,5 @@ class FreeBits(Objective):
         terms = sites.kl or {
             name: (log_q - sites.log_prior.get(name, 0.0))[..., None] for name, log_q in sites.log_q.items()
         }
-        charged = {name: kl.mean((0, 1)).clamp(min=self.threshold).sum() for name, kl in terms.items()}
-        return sites.reconstruction.mean(0) - total(charged)
+        clamped = {name: kl.mean((0, 1)).clamp(min=self.threshold).sum() for name, kl in terms.items()}
+        return sites.reconstruction.mean(0) - total(clamped)

@@ -1,7 +1,7 @@
 r"""Gradient estimators of a bound: each is two coefficients per particle.
 
 A bound :math:`\mathcal L(\log w_1, \ldots, \log w_K)` has derivatives :math:`v_k = \partial \mathcal L / \partial \log
-w_k`, for the importance-weighted bound the normalised weights. What is followed is
+w_k`, for the importance-weighted bound the normalised weights. The gradient estimate is
 
 .. math:: \sum_k a_k\, \nabla_\theta \log p_\theta(x, z_k) + \begin{cases}
     \sum_k b_k\, \dfrac{d}{d\phi} \log w_k & \text{through the draws } z_k(\phi) \\
@@ -18,13 +18,13 @@ reparameterisation, so they also work for discrete latent variables.
 | ``dreg`` | v | v - dv/dlog w | none |
 | ``reinforce`` | v | (v - 1/K) - L | none |
 | ``reinforce_baseline`` | v | (v - 1/K) - (L - L of the other datapoints) | none |
-| ``score`` | as the member's docstring says | | none, or as said there |
+| ``score`` | as in the subclass's docstring | | none, or as stated there |
 | ``rloo``, ``vimco`` | v | (v - 1/K) - (L - L without particle k) | none |
 
-All but ``total`` take it that a datapoint's weights depend on its own draws, as they do for any pair whose plate means
-what it says; a decoder with a batch normalisation in training mode mixes datapoints, and wants ``total``.
+All but ``total`` assume that a datapoint's weights depend on its own draws only, as they do if the plate's rows are
+conditionally independent. A decoder with batch normalisation in training mode mixes datapoints and needs ``total``.
 
-The constant 1/K leaves expectations as they are and makes the ELBO's ``reinforce`` the textbook's.
+The constant 1/K leaves expectations as they are, and makes the ELBO's ``reinforce`` equal to that of the textbooks.
 
 | ``path``: Sticking the Landing (Roeder et al., 2017)  https://arxiv.org/abs/1703.09194
 | ``dreg``: Doubly Reparameterized Gradient Estimators (Tucker et al., 2019)  https://arxiv.org/abs/1810.04152
@@ -70,7 +70,7 @@ PATHS: dict[str, GradientPath] = {
     "vimco": "score",
 }
 
-_MOST_AT_ONCE = 2**22  # numbers, of the K^2 per datapoint that leaving each particle out makes
+_MAX_ENTRIES = 2**22  # in memory at once, of the K^2 per datapoint that leaving out each particle takes
 
 
 class Coefficients(NamedTuple):
@@ -102,13 +102,13 @@ def leave_one_out(bound: Bound, log_w: Float[Tensor, "particles batch"]) -> Floa
                 [0.]])
     """
     particles, batch = log_w.shape
-    empty = log_w == -torch.inf  # whose difference with the sum over all would be nan
-    full = log_w.double().masked_fill(empty, 0.0)  # a difference of sums: in float32 it would still know particle k
+    empty = log_w == -torch.inf  # their difference from the sum would be nan
+    full = log_w.double().masked_fill(empty, 0.0)  # in float32 the difference of sums would depend on particle k
     others = ((full.sum(0) - full) / (particles - 1)).to(log_w)
     others = others.masked_fill((empty.sum(0) - empty.int()) > 0, -torch.inf)
     own = torch.eye(particles, dtype=torch.bool, device=log_w.device)[..., None]
     found = []
-    for left_out in torch.arange(particles).split(max(1, _MOST_AT_ONCE // log_w.numel())):
+    for left_out in torch.arange(particles).split(max(1, _MAX_ENTRIES // log_w.numel())):
         replaced = torch.where(own[:, left_out], others[None, left_out], log_w[:, None])
         found.append(bound(replaced.reshape(particles, -1)).reshape(-1, batch))
     return torch.cat(found)
@@ -130,12 +130,12 @@ def attached(value: Tensor, sites: Sites, coefficients: Coefficients) -> Float[T
 
     .. math:: \sum_k a_k \log p(x, z_k) - b_k \log q(z_k \mid x), \qquad a, b \text{ constant}
 
-    Model and guide meet in log p(x, z): its own parameters get ``model``, and a hook on z scales what goes on to the
-    guide by ``guide / model``.
+    Gradients of log p(x, z) reach the model's parameters with the factor ``model``; a hook on z scales those that go on
+    to the guide by ``guide / model``.
     """
     model, guide = coefficients
     if model is not guide:
-        ratio = torch.where(model == 0, 0.0, guide / model)  # where there is nothing to scale
+        ratio = torch.where(model == 0, 0.0, guide / model)  # zero gradients need no factor
         for z in sites.z.values():
             if z.requires_grad:
                 z.register_hook(_scaled_by(ratio.reshape(ratio.shape + (1,) * (z.ndim - 2))))
@@ -167,4 +167,4 @@ def _finite(log_p: Tensor) -> Tensor:
 
 
 def _scaled_by(factor: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: (gradient * factor).to(gradient.dtype)  # log p may be of another type than z
+    return lambda gradient: (gradient * factor).to(gradient.dtype)  # the types of log p and z may differ

@@ -25,15 +25,15 @@ class InfoVAE(Objective):
         - \mu\, \mathrm{MMD}^2(q(z), p(z)), \qquad q(z) = \frac1N \sum_n q(z \mid x_n)
 
     In the paper's letters :math:`\kappa = 1 - \alpha` and :math:`\mu = \alpha + \lambda - 1`; with :math:`\kappa = 0`
-    it is the MMD-VAE. The discrepancy is between the minibatch's draws, which stand for the aggregate posterior, and as
-    many draws of the model's own prior; every datapoint is charged it. **Not a bound.**
+    it is the MMD-VAE. The discrepancy is between the minibatch's draws, which stand for the aggregate posterior, and an
+    equal number of draws from the model's prior; it is the same for every datapoint. This is **not a bound**.
 
     References:
         | InfoVAE: Balancing Learning and Inference in Variational Autoencoders (Zhao et al., 2019)
         | https://arxiv.org/abs/1706.02262
 
     Arguments:
-        mmd_weight: :math:`\mu`, at least 0; a discrepancy is a small number, so of the order of 100 or 1000.
+        mmd_weight: :math:`\mu`, at least 0; discrepancies are small, so typical weights are 100 or 1000.
         kl_weight: :math:`\kappa`, at least 0.
         num_particles: The number of particles K; the discrepancy is averaged over them.
 
@@ -57,7 +57,7 @@ class InfoVAE(Objective):
         sites = self._sites(Pair(model, guide, args, kwargs))
         self._require_reparameterized(sites)
         require_unmasked(sites)
-        with evaluating(model):  # so that a batch normalisation takes no note of this second run
+        with evaluating(model):  # so that this run leaves batch-normalisation statistics as they are
             prior = {name: site["value"] for name, site in latent_sites(trace(model, args, kwargs)).items()}
         draws, z = _flat({name: prior[name][None] for name in prior})[0], _flat({name: sites.z[name] for name in prior})
         discrepancy = torch.stack([mmd(one, draws) for one in z]).mean()
@@ -76,8 +76,8 @@ def mmd(z: Float[Tensor, "batch latent"], other: Float[Tensor, "batch latent"]) 
     .. math:: \mathrm{MMD}^2(q, p) = \mathbb E[k(z, z')] + \mathbb E[k(y, y')] - 2\, \mathbb E[k(z, y)], \qquad
         k(z, y) = \exp\Big(-\frac{\|z - y\|^2}{2 d}\Big), \quad z \sim q,\; y \sim p
 
-    with d the dimension, so that the kernel is as wide as a standard normal is far across. The estimate may be
-    negative; of a single pair of points it is zero.
+    with d the dimension, so that the exponent is -1 at the mean squared distance of two standard normal draws. The
+    estimate may be negative; it is zero for one point in each sample.
 
     References:
         | A Kernel Two-Sample Test (Gretton et al., 2012)  https://jmlr.org/papers/v13/gretton12a.html

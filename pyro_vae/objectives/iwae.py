@@ -27,12 +27,11 @@ class IWAE(Objective):
 
     :math:`K = 1` is the ELBO; the bound tightens with :math:`K` and reaches :math:`\log p(x)` in the limit. The
     signal-to-noise ratio of the guide's ``"total"`` gradient falls as :math:`K^{-1/2}`, that of ``"dreg"`` grows as
-    :math:`K^{1/2}`. ``"path"`` is biased for the guide here: it is what is left when the score is dropped although its
-    expectation is not zero.
+    :math:`K^{1/2}`. ``"path"`` is biased for the guide here: it drops a score term with an expectation other than zero.
 
     With ``resampled=True`` one particle is drawn in proportion to its weight, and only that one is back-propagated
-    through: the same expectation, one backward pass through the decoder whatever K is, and more noise. The decoder runs
-    twice for it, so one with dropout or a batch normalisation in training mode gives the two runs different weights.
+    through: the gradient has the same expectation and more noise, for one backward pass through the decoder at any K. The
+    decoder runs twice, so dropout or batch normalisation in training mode gives the two runs different weights.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), section 3 for ``resampled``
@@ -60,7 +59,7 @@ class IWAE(Objective):
     def __init__(self, *, num_particles: int = 1, gradient: str = "total", resampled: bool = False) -> None:
         super().__init__(num_particles=num_particles, gradient=gradient)
         if resampled and gradient not in ("total", "dreg"):
-            raise ConfigError(f"resampled goes with gradient='total' or 'dreg', found {gradient!r}")
+            raise ConfigError(f"resampled=True: expected gradient='total' or 'dreg', found {gradient!r}")
         self.resampled = resampled
 
     def bound(self, log_w: Float[Tensor, "particles batch"]) -> Float[Tensor, " batch"]:

@@ -29,13 +29,13 @@ class JVI(Objective):
         | Debiasing Evidence Approximations (Nowozin, 2018)  https://openreview.net/forum?id=HyZoi-WRb
 
     Arguments:
-        order: The order m; 0 is :class:`IWAE`. Above 1 all subsets are gone through.
+        order: The order m; 0 is :class:`IWAE`. Above 1 all subsets are enumerated.
         num_particles: The number of particles K, more than the order.
         gradient: ``"total"`` or ``"dreg"``, of the importance-weighted bound; see
             :mod:`pyro_vae.objectives.gradients`.
 
     Errors:
-        ConfigError: if there are not more particles than the order.
+        ConfigError: unless there are more particles than the order.
 
     Example:
         >>> JVI(num_particles=3).bound(torch.tensor([[1.0], [1.0], [1.0]]))

@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
     @property
     def loss(self) -> Float[Tensor, ""]:
-        r""":math:`-\sum_b s_b\, \mathcal L(x_b)`."""
+        r"""The loss :math:`-\sum_b s_b\, \mathcal L(x_b)`."""
         return -(self.scale * self.bound).sum()
 
 
@@ -40,8 +40,7 @@ class ObjectiveModule(nn.Module):
     for them.
 
     Errors:
-        PairError: if no module is found, or if the pair turns out to use one that was not found: its parameters would
-            silently not train.
+        PairError: if no module is found, or if the pair uses one that was not found and would silently not train.
 
     Example:
         >>> vae = pv.presets.mlp_vae(data_shape=(4,), latent_dim=2, hidden=(8,))
@@ -60,7 +59,7 @@ class ObjectiveModule(nn.Module):
                 "found no parameters behind this model and guide: pass methods of an nn.Module, or functions that use "
                 "one; train a pair that only calls pyro.param with pyro.infer.SVI"
             )
-        # In a tuple, so that a model that is a module itself is not registered a second time.
+        # The pair is a tuple, so that a model that is a module is not registered a second time.
         self.pair = (unregistered()(model), unregistered()(guide))
         self._all_owned = False
 

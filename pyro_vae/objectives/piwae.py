@@ -16,7 +16,7 @@ from .gradients import Coefficients, attached_apart
 
 
 class PIWAE(Objective):
-    r"""Partially importance-weighted: the model follows the bound of all M K particles, the guide that of K.
+    r"""Partially importance-weighted bounds: the model follows the bound of all M K particles, the guide that of K.
 
     .. math:: \theta: \mathbb E\Big[\log \frac1{MK} \sum_{m, k} w_{mk}\Big], \qquad
         \phi: \mathbb E\Big[\frac1M \sum_{m=1}^M \log \frac1K \sum_{k=1}^K w_{mk}\Big]

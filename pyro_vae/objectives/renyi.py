@@ -18,9 +18,9 @@ class Renyi(Objective):
     .. math:: \mathcal L_{\alpha, K}(x) = \mathbb E\Big[\frac1{1 - \alpha} \log \frac1K \sum_{k=1}^K w_k^{1 - \alpha}
         \Big], \qquad w_k = \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
-    :math:`\alpha = 1` is the ELBO and :math:`\alpha = 0` the importance-weighted bound; it does not grow with
-    :math:`\alpha`, draws for draws. Below :math:`\log p(x)` for :math:`\alpha \ge 0`. For :math:`\alpha < 0` it tends
-    to an upper bound but is biased downwards for any finite K: then it is **not a bound**.
+    :math:`\alpha = 1` is the ELBO and :math:`\alpha = 0` the importance-weighted bound; for given draws it does
+    not increase with :math:`\alpha`. It is a lower bound for :math:`\alpha \ge 0`. For :math:`\alpha < 0` its limit is
+    an upper bound, but it is biased downwards for any finite K, so it is **not a bound**.
 
     References:
         | Renyi Divergence Variational Inference (Li & Turner, 2016)  https://arxiv.org/abs/1602.02311

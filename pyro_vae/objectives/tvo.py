@@ -18,7 +18,7 @@ class TVO(Objective):
     .. math:: \mathbb E\Big[\frac1T \sum_{t=0}^{T-1} \sum_{k=1}^K \tilde w_k^{(t/T)} \log w_k\Big] \le \log p(x),
         \qquad \tilde w^{(\beta)} = \mathrm{softmax}(\beta \log w)
 
-    :math:`T = 1` is the ELBO. Draws for draws it lies below the importance-weighted bound of the same K particles, so
+    :math:`T = 1` is the ELBO. For given draws it lies below the importance-weighted bound of the same K particles, so
     it is a lower bound for any K and T. The gradient is that of this estimate, not the paper's covariance estimator:
     ``"vimco"`` is for discrete latent variables.
 

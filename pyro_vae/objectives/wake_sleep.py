@@ -33,7 +33,7 @@ class ReweightedWakeSleep(Objective):
     with :math:`\tilde w` the normalised weights of K draws from the guide. The model ascends the importance-weighted
     bound (*wake-theta*), which is the value reported: a lower bound on :math:`\log p(x)`, in nats per datapoint. The
     guide descends :math:`\mathrm{KL}(p(z \mid x) \,\|\, q)` at the data (*wake-phi*) and at dreams of the model
-    (*sleep-phi*), in the proportion ``insomnia``. Nothing is reparameterised, so discrete latent variables will do.
+    (*sleep-phi*), in the proportion ``insomnia``. Nothing is reparameterised, so latent variables may be discrete.
 
     References:
         | Reweighted Wake-Sleep (Bornschein & Bengio, 2015)  https://arxiv.org/abs/1406.2751
@@ -45,10 +45,10 @@ class ReweightedWakeSleep(Objective):
         gradient: ``"score"``, or ``"dreg"`` for wake-phi through reparameterised draws (Tucker et al., 2019).
 
     Errors:
-        ConfigError: for an ``insomnia`` outside of [0, 1]; for a single particle, whose weight is always 1, so that
-            wake-phi would teach the guide nothing.
-        PairError: with ``insomnia`` below 1, where a dream cannot take the place of the data: for a model that does not
-            observe, in one site, just what it is called with, and for auxiliary sites in the guide.
+        ConfigError: for an ``insomnia`` outside of [0, 1]; for a single particle, which has weight 1, so that
+            the expected gradient of wake-phi is zero.
+        PairError: with ``insomnia`` below 1, for a model that does not observe exactly its argument in one site, so
+            that a dream cannot replace the data, and for auxiliary sites in the guide.
 
     Example:
         >>> ReweightedWakeSleep(num_particles=2).bound(torch.tensor([[0.0], [0.0]]))
@@ -81,7 +81,7 @@ class ReweightedWakeSleep(Objective):
 
 def _dreamed(model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]) -> Float[Tensor, " batch"]:
     """Return the guide's log-density of the latent values behind data that the model generates, one per datapoint."""
-    with torch.no_grad(), evaluating(model):  # so that a batch normalisation takes no note of it
+    with torch.no_grad(), evaluating(model):  # so that batch-normalisation statistics stay as they are
         dream = trace(poutine.uncondition(model), args, kwargs)
     args, kwargs = _with_dream(dream, args, kwargs)
     q = guide_sites(replay(guide, dream, args, kwargs))
@@ -92,21 +92,21 @@ def _dreamed(model: Program, guide: Program, args: tuple, kwargs: dict[str, Any]
 
 def _with_dream(dream: poutine.Trace, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Return the arguments with the model's dream in place of the data that it observes."""
-    seen = [site for site in sample_sites(dream).values() if site["infer"].get("was_observed")]
-    places = [*enumerate(args), *kwargs.items()]
-    for place, x in places if len(seen) == 1 else []:
+    sites = [site for site in sample_sites(dream).values() if site["infer"].get("was_observed")]
+    arguments = [*enumerate(args), *kwargs.items()]
+    for key, x in arguments if len(sites) == 1 else []:
         if not isinstance(x, Tensor) or x.ndim == 0:
             continue
-        index, observed, dreamed = rows(dream, len(x)), seen[0]["infer"]["obs"], seen[0]["value"]
+        index, observed, dreamed = rows(dream, len(x)), sites[0]["infer"]["obs"], sites[0]["value"]
         if x[index].shape == observed.shape and torch.equal(x[index].to(observed), observed):
             filled = x.clone()
             filled[index] = dreamed.to(x)
             if not torch.equal(filled[index].to(dreamed), dreamed):
                 raise PairError(f"a dream of {dreamed.dtype} does not fit data of {x.dtype}: pass floating data")
-            if isinstance(place, int):
-                return (*args[:place], filled, *args[place + 1 :]), kwargs
-            return args, {**kwargs, place: filled}
+            if isinstance(key, int):
+                return (*args[:key], filled, *args[key + 1 :]), kwargs
+            return args, {**kwargs, key: filled}
     raise PairError(
-        f"sleep-phi puts the model's dream in the place of the data: expected one observed site whose value is an "
-        f"argument as it was passed, found {[site['name'] for site in seen]}: use insomnia=1"
+        f"sleep-phi puts the model's dream in the place of the data: expected one observed site that holds an "
+        f"argument as it was passed, found {[site['name'] for site in sites]}: use insomnia=1"
     )
