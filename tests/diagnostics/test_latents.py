@@ -265,3 +265,25 @@ def test_unusable_input_is_refused():
 
 def test_the_summary_keeps_its_fields():
     assert pv.diagnostics.LatentSummary._fields == ("mean_variance", "kl")
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_masked_site_costs_nothing_where_it_is_masked():
+    """Sequences of two steps, of which half of the datapoints have the first alone."""
+    mask, loc = torch.tensor([True, False, True, False]), torch.tensor([0.5, -1.0, 2.0, 7.0])
+
+    def program(loc, x=None):
+        with pyro.plate("data", 4):
+            pyro.sample("first", dist.Normal(loc, 1.0))
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("second", dist.Normal(loc, 1.0))
+            if x is not None:
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    found = latent_summary(lambda x: program(torch.zeros(4), x), lambda x: program(loc), torch.zeros(4))
+    kl, variance = loc.square() / 2, loc[mask].var()
+    assert found["first"].kl.item() == pytest.approx(kl.mean().item())
+    assert found["second"].kl.item() == pytest.approx((kl * mask).mean().item())
+    assert found["second"].kl.item() != pytest.approx(kl.mean().item())  # as if nothing were masked
+    assert found["second"].mean_variance.item() == pytest.approx(variance.item())
+    assert variance != pytest.approx(loc.var().item())
