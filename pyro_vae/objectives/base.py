@@ -26,8 +26,8 @@ class Objective(pyro.infer.ELBO):
     r"""An objective that any Pyro pair can be trained on, usually a bound on :math:`\log p(x)`.
 
     A subclass defines :meth:`bound`, from log-weights ``[particles, batch]`` to nats per datapoint ``[batch]``. The
-    base class does the rest: an objective is a ``loss=`` for stock :class:`pyro.infer.SVI`, and ``objective(model,
-    guide)`` is an ``nn.Module`` that owns the pair's parameters, for any torch optimiser.
+    base class does the rest: an objective is a ``loss=`` for stock :class:`pyro.infer.SVI`, and
+    ``objective(model, guide)`` is an ``nn.Module`` that owns the pair's parameters, for any torch optimiser.
 
     .. math:: \text{loss} = -\sum_b s_b\, \mathcal L(x_b)
 

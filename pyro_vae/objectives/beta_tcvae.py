@@ -23,9 +23,9 @@ class BetaTCVAE(Objective):
         \mathrm{TC} = \mathrm{KL}\Big(q(z) \,\Big\|\, \prod_j q(z_j)\Big), \quad
         q(z) = \frac1N \sum_{n=1}^N q(z \mid x_n)
 
-    with :math:`\mathcal L` the ELBO. The total correlation is a property of the whole data set; the value of
-    each datapoint has its own term of it, with q(z) estimated without bias from the minibatch: its own posterior weighs 1/N, the
-    others share the rest. The logarithm of that estimate is biased, so this is **not a bound**. With several latent
+    with :math:`\mathcal L` the ELBO. The total correlation is a property of the whole data set; the value of each
+    datapoint has its own term of it, with q(z) estimated without bias from the minibatch: its own posterior weighs 1/N,
+    the others share the rest. The logarithm of that estimate is biased, so this is **not a bound**. With several latent
     sites, the total correlation is that of the guide's first one.
 
     References:

@@ -30,8 +30,8 @@ class IWAE(Objective):
     :math:`K^{1/2}`. ``"path"`` is biased for the guide here: it drops a score term with an expectation other than zero.
 
     With ``resampled=True`` one particle is drawn in proportion to its weight, and only that one is back-propagated
-    through: the gradient has the same expectation and more noise, for one backward pass through the decoder at any K. The
-    decoder runs twice, so dropout or batch normalisation in training mode gives the two runs different weights.
+    through: the gradient has the same expectation and more noise, for one backward pass through the decoder at any K.
+    The decoder runs twice, so dropout or batch normalisation in training mode gives the two runs different weights.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016), section 3 for ``resampled``
