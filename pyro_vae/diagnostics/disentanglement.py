@@ -151,8 +151,8 @@ def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees:
     With :math:`R_{jk}` the importance of dimension j for factor k (the share of the fall in impurity):
     *disentanglement* measures whether the row of a dimension is concentrated on one factor, weighted by the dimension's
     total importance; *completeness*, whether the column of a factor is concentrated on one dimension; and
-    *informativeness*, how well trees predict the factors of datapoints that they did not see: :math:`R^2` for continuous
-    factors, the balanced accuracy from 0 for chance to 1 for discrete ones (the paper has errors instead).
+    *informativeness*, how well trees predict the factors of datapoints that they did not see: :math:`R^2` for
+    continuous factors, the balanced accuracy from 0 for chance to 1 for discrete ones (errors in the paper).
 
     Trees are fitted to ranks, so that monotone transformations of codes change nothing. They split on noise, too, and
     credit a factor that the codes do not predict to all dimensions alike: both concentrations are too small rather than
