@@ -1,6 +1,6 @@
 """Checkpoints: safetensors with a checksum, written beside the old file and then moved over it.
 
-A file holds tensors and, as JSON in its metadata, what is needed to make sense of them. No pickle is read or written.
+A file holds tensors and, as JSON in its metadata, the facts to interpret them. No pickle is read or written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEY = "pyro_vae"
 
 
 def save(vae: BaseVAE, path: str | Path) -> None:
-    """Write a VAE's weights and, if a preset made it, what is needed to build it again.
+    """Write a VAE's weights and, if a preset made it, the recipe to build it again.
 
     The file at ``path`` is replaced in one move once the new one is whole; on any failure the old one survives.
 
@@ -48,9 +48,7 @@ def save(vae: BaseVAE, path: str | Path) -> None:
         True
     """
     if not isinstance(vae, BaseVAE):
-        raise ConfigError(
-            f"found {type(vae).__name__}, expected a VAE: of an Incomplete pair, save the one that it wraps"
-        )
+        raise ConfigError(f"found {type(vae).__name__}, expected a VAE: save the one inside an Incomplete pair")
     write(path, vae.state_dict(), {"recipe": vae.recipe})
 
 
@@ -59,20 +57,20 @@ def load(path: str | Path, *, vae: BaseVAE | None = None, device: str | torch.de
 
     Arguments:
         path: The file.
-        vae: For a VAE that no preset made: one assembled in the same way, whose weights are then replaced.
-        device: Where the weights go.
+        vae: If no preset made the VAE, one assembled in the same way, to receive the weights.
+        device: The device of the weights.
 
     Errors:
         CheckpointError: for a file that is missing, empty, truncated, damaged, a pickle, or from a newer version.
     """
     tensors, metadata = read(path)
-    place = find_device(str(device))
+    target = find_device(str(device))
     if vae is None:
         vae = _rebuilt(metadata.get("recipe"), path)
         for dtype in {value.dtype for value in tensors.values() if value.is_floating_point()}:
             vae.to(dtype)
     restore(vae, tensors, path)
-    return vae.to(place)
+    return vae.to(target)
 
 
 def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> BaseVAE:
@@ -92,7 +90,7 @@ def _rebuilt(recipe: dict[str, Any] | None, path: str | Path) -> BaseVAE:
 
 
 def restore(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Put saved weights into a module; a mismatch of names or shapes is a :class:`CheckpointError`."""
+    """Put saved weights into a module; raise :class:`CheckpointError` for other names, types or shapes."""
     own = {name: (str(value.dtype), tuple(value.shape)) for name, value in module.state_dict().items()}
     saved = {name: (str(value.dtype), tuple(value.shape)) for name, value in tensors.items()}
     if own != saved:

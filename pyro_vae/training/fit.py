@@ -57,14 +57,14 @@ def fit(
 
     .. math:: \max_{\theta, \phi} \frac1N \sum_{n=1}^N s_n\, \mathcal L_{\theta, \phi}(x_n)
 
-    with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale that the pair asks for, usually 1.
-    Whatever is maximised, the history has the plain ELBO of the same draws beside it.
+    with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale of its plates and handlers, usually 1. The
+    history also has the ELBO of the same draws, whatever the objective is.
 
     Pyro's global parameter store and settings are not touched, and torch's generators are left as they were. The same
     seed, data and starting weights give the same weights bit for bit, on one kind of machine and number of threads.
 
-    The pair is called on minibatches, so whatever belongs to a datapoint has to come with it in ``x``. Meanwhile its
-    modules are in training mode, but for parts frozen in evaluation mode; afterwards they are in the mode they were in.
+    The pair is called on minibatches, so all data of a datapoint have to be in ``x``. During training its modules are
+    in training mode, except for parts frozen in evaluation mode; afterwards they are back in their previous modes.
 
     Ctrl-C lets the step finish, saves the checkpoint and returns the history so far; a second one raises.
 
@@ -72,14 +72,15 @@ def fit(
         pair: A :class:`~pyro_vae.VAE`, anything else with ``.model`` and ``.guide``, or a tuple ``(model, guide)``.
         x: Training data ``[n, ...]``: any array, or an object like :class:`~pyro_vae.data.Pixels` that has a length
             and returns a float batch for an index tensor.
-        objective: What is maximised; :class:`~pyro_vae.objectives.ELBO` by default.
-        num_epochs, batch_size, learning_rate, adam_eps: As usual. A batch larger than the data is clipped.
+        objective: The objective to maximise, :class:`~pyro_vae.objectives.ELBO` by default.
+        num_epochs, batch_size: The length of training and of a minibatch, which is clipped to the data.
+        learning_rate, adam_eps: Adam's learning rate, and the constant in its denominator.
         schedule: ``"constant"``, ``"cosine"`` or ``"burda"``, see :data:`~pyro_vae.schedules.SCHEDULES`.
         max_grad_norm: Clip the gradient of the mean loss to this norm.
         validation: Held-out data; their bound is in the history.
-        patience: Stop after this many epochs without a better validation bound, or ELBO if what is maximised is not a
-            bound. If it is given, the weights of the best epoch are the ones kept, unless training is interrupted.
-        seed: Of the order of the data and of all draws.
+        patience: Stop after this many epochs without a better validation bound, or ELBO if the objective is not a
+            bound. With it, the weights of the best epoch are kept at the end, unless training is interrupted.
+        seed: The seed of the order of the data and of all draws.
         device: ``"auto"`` (CUDA if there is one), or a device's name. The pair's modules are moved there.
         progress: Show a progress bar; it is quiet where there is no terminal.
         checkpoint: A file that holds the state after every epoch. If it exists, training goes on from it; if it is
@@ -113,16 +114,16 @@ def fit(
     settings = Settings(
         operator.index(seed), num_epochs, batch_size, learning_rate, schedule, adam_eps, max_grad_norm, patience
     ).checked(len(data), validated=held_out is not None)
-    place = find_device(device)
+    target = find_device(device)
     if objective is not None and not isinstance(objective, Objective):
         raise ConfigError(
             f"objective={objective!r}: expected an instance such as pv.objectives.IWAE(num_particles=5); for Pyro's "
             "use pyro.infer.SVI"
         )
-    module = (objective or ELBO())(model, guide).to(place)
+    module = (objective or ELBO())(model, guide).to(target)
     optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=adam_eps, fused=True)
     with_buffers = [part for part in module.modules() if next(part.buffers(recurse=False), None) is not None]
-    training = Training(module, optimiser, settings, data, held_out, place, with_buffers)
+    training = Training(module, optimiser, settings, data, held_out, target, with_buffers)
     state, identity = TrainingState(module, optimiser), training.identity()
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
@@ -148,7 +149,7 @@ def fit(
 
 
 class Settings(NamedTuple):
-    """The numbers that a training depends on."""
+    """The settings of a training."""
 
     seed: int
     num_epochs: int
@@ -163,7 +164,7 @@ class Settings(NamedTuple):
         """Return the settings for this many datapoints, or raise :class:`~pyro_vae.errors.ConfigError`."""
         require_one_of("schedule", self.schedule, SCHEDULES)
         if self.patience is not None and not validated:
-            raise ConfigError("patience needs validation data: pass validation=")
+            raise ConfigError(f"patience={self.patience}: expected validation data, found none: pass validation=")
         for name in ("num_epochs", "batch_size", "patience"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
@@ -178,14 +179,14 @@ class Settings(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A module with its optimiser, and the data that it is trained on."""
+    """A module with its optimiser, settings and data."""
 
     module: ObjectiveModule
     optimiser: torch.optim.Optimizer
     settings: Settings
     data: Any
     held_out: Any
-    place: torch.device
+    device: torch.device
     with_buffers: Sequence[torch.nn.Module]
     """The modules that have buffers of their own."""
 
@@ -195,13 +196,13 @@ class Training(NamedTuple):
         return self.settings.num_epochs * math.ceil(len(self.data) / self.settings.batch_size)
 
     def finished(self, state: TrainingState) -> bool:
-        """Return whether all epochs are complete, or as many as ``patience`` have brought no better one."""
+        """Return whether all epochs are complete, or the last ``patience`` ones brought no improvement."""
         patience = self.settings.patience
         waited = patience is not None and state.epoch - state.best_epoch >= patience
         return state.epoch >= self.settings.num_epochs or waited
 
     def epoch(self, state: TrainingState, interrupted: Callable[[], bool], on_step: Callable[[], Any]) -> bool:
-        """Go on to the end of an epoch and evaluate it; return whether it was completed before an interruption."""
+        """Train to the end of an epoch and evaluate it; return whether it was completed before an interruption."""
         with seeded(self.settings.seed, "epoch", state.epoch):
             order = torch.randperm(len(self.data))
             state.restore_generators()
@@ -221,7 +222,7 @@ class Training(NamedTuple):
         return True
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this training from another, for its checkpoints."""
+        """Return the settings, data and objective that identify this training in its checkpoints."""
         settings = self.settings._asdict()
         return {
             "seed": settings.pop("seed"),
@@ -235,17 +236,17 @@ class Training(NamedTuple):
     def _step(self, state: TrainingState, index: Tensor) -> None:
         """Take one step on these rows of the data."""
         rate = self.settings.learning_rate * SCHEDULES[self.settings.schedule](state.step / self.num_steps)
-        batch = batch_of(self.module, self.data, index, self.place)
-        with _kept_if_it_fails(self.with_buffers):
+        batch = batch_of(self.module, self.data, index, self.device)
+        with _buffers_restored_on_failure(self.with_buffers):
             sums = _step(self.module, self.optimiser, batch, rate, self.settings.max_grad_norm, state.step)
         state.advance(*sums, len(index))
 
     @torch.no_grad()
     def _validation(self) -> tuple[float, float]:
-        """Return the means of bound and ELBO over the held-out data, with the same draws at every epoch."""
+        """Return the mean bound and ELBO over the held-out data, with the same draws at every epoch."""
         with seeded(self.settings.seed, "validation"), evaluating(self.module):
             parts = torch.arange(len(self.held_out)).split(self.settings.batch_size)
-            found = [self.module.estimate(batch_of(self.module, self.held_out, part, self.place)) for part in parts]
+            found = [self.module.estimate(batch_of(self.module, self.held_out, part, self.device)) for part in parts]
         bound, elbo = (torch.cat(list(each)) for each in zip(*((one.bound, one.elbo) for one in found), strict=True))
         return bound.double().mean().item(), elbo.double().mean().item()
 
@@ -261,7 +262,7 @@ def _require_named(objective: Objective) -> None:
 def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> Iterator[None]:
     """Put the pair into training mode, and afterwards back into the mode that it was in, without gradients.
 
-    A part that is in evaluation mode inside of one that is not, such as a frozen batch normalisation, stays in it.
+    A part in evaluation mode inside a part in training mode, such as a frozen batch normalisation, stays in it.
     """
     modes = {part: part.training for part in module.owned.modules()}
     for owner in module.owned:
@@ -276,8 +277,8 @@ def _in_training(module: ObjectiveModule, optimiser: torch.optim.Optimizer) -> I
 
 
 @contextmanager
-def _kept_if_it_fails(parts: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Put buffers back, such as a batch normalisation's statistics, that a step has moved before it failed."""
+def _buffers_restored_on_failure(parts: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Restore buffers, such as the statistics of a batch normalisation, if a step fails."""
     buffers = [(part, *named) for part in parts for named in part.named_buffers(recurse=False)]
     before = [buffer.clone() for _, _, buffer in buffers]
     try:
@@ -289,7 +290,7 @@ def _kept_if_it_fails(parts: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def _described(objective: Objective) -> dict[str, Any]:
-    """Return what tells one objective from another, as far as it can be written down."""
+    """Return the name of an objective and those of its options that JSON can hold."""
     options = {name: value for name, value in vars(objective).items() if isinstance(value, (bool, int, float, str))}
     options |= {name: repr(value) for name, value in vars(objective).items() if is_dataclass(value)}
     options.pop("step", None)
@@ -305,7 +306,7 @@ def _step(
     steps_done: int,
 ) -> tuple[float, float]:
     """Take one step up the mean bound, unless something is not finite; return the sums of bound and ELBO."""
-    module.objective.step = steps_done  # of this training, also after it was interrupted
+    module.objective.step = steps_done  # counted over the whole training, also across interruptions
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.zero_grad()
@@ -321,7 +322,7 @@ def _step(
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     means = [found.bound.detach().mean(), found.elbo.mean(), norm.to(found.bound)]
-    bound, elbo, size = torch.stack(means).tolist()  # one wait for the device
+    bound, elbo, size = torch.stack(means).tolist()  # one synchronisation with the device
     if not (math.isfinite(bound) and math.isfinite(size)):
         raise NonFiniteLossError(steps_done + 1, _culprit(module, batch))
     if max_grad_norm is not None:
@@ -332,7 +333,7 @@ def _step(
 
 
 def _culprit(module: ObjectiveModule, batch: Tensor) -> str:
-    """Return what is not finite: a site's log-density, or a parameter's gradient."""
+    """Return the name of the quantity that is not finite: a site's log-density, or a parameter's gradient."""
     with torch.no_grad():
         pair = Pair(*module.pair, (batch,), {})
         sites = draw_sites(pair, num_particles=1, vectorized=Vectorized(model=True, guide=True))
@@ -353,12 +354,12 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         return
     hits: list[int] = []
 
-    def note(signum: int, frame: Any) -> None:
+    def on_interrupt(signum: int, frame: Any) -> None:
         if hits:
             raise KeyboardInterrupt
         hits.append(signum)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield lambda: bool(hits)
     finally:

@@ -29,7 +29,7 @@ class Epoch(NamedTuple):
     train_bound: float
     """The mean of the objective over the epoch's batches, each at the weights of its step."""
     validation_bound: float
-    """The same on the validation data at the end of the epoch; nan without validation data."""
+    """The mean over the validation data at the end of the epoch; nan without validation data."""
     seconds: float
     train_elbo: float = math.nan
     validation_elbo: float = math.nan
@@ -55,18 +55,18 @@ def read_epochs(path: str | Path) -> list[Epoch]:
     """Return the epochs that :meth:`History.to_csv` wrote.
 
     Errors:
-        CheckpointError: for a file that cannot be read, or holds something else.
+        CheckpointError: for a file that cannot be read or is not a history.
     """
     try:
         with open(path, newline="") as file:
             header, *rows = csv.reader(file)
-        if tuple(header) not in (Epoch._fields, Epoch._fields[:6]) or not rows:  # six: before the ELBO was noted
+        if tuple(header) not in (Epoch._fields, Epoch._fields[:6]) or not rows:  # six in files without ELBO
             raise ValueError
         return [Epoch(int(epoch), int(step), *map(float, rest)) for epoch, step, *rest in rows]
     except OSError as error:
         raise CheckpointError(path, f"cannot be read ({error.strerror})") from error
     except (ValueError, TypeError):
-        raise CheckpointError(path, f"is no history: expected rows of {', '.join(Epoch._fields)}") from None
+        raise CheckpointError(path, f"is not a history: expected rows of {', '.join(Epoch._fields)}") from None
 
 
 class TrainingState:
@@ -76,7 +76,7 @@ class TrainingState:
         self.module = module
         self.optimiser = optimiser
         self.epochs: list[Epoch] = []
-        self.offset = 0  # datapoints of the current epoch that are done
+        self.offset = 0  # datapoints done in the current epoch
         self.step = 0
         self.bound_sum = 0.0
         self.elbo_sum = 0.0
@@ -136,7 +136,7 @@ class TrainingState:
             self._generators |= {f"cuda:{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
 
     def restore_generators(self) -> None:
-        """Put the generators where :meth:`keep_generators` found them, once."""
+        """Restore the state of the generators that :meth:`keep_generators` kept, once."""
         if "cpu" in self._generators:
             torch.set_rng_state(self._generators["cpu"])
         for name, state in self._generators.items():
@@ -168,7 +168,7 @@ class TrainingState:
             except CheckpointError as error:
                 if number == len(candidates):
                     raise
-                self._last_is_good = False  # so it is written over, and does not take the previous one's place
+                self._last_is_good = False  # so that it is overwritten, not kept as the previous one
                 warnings.warn(f"{error}; going on from {candidates[number]}", stacklevel=3)
             else:
                 self._restore(tensors, metadata, identity, file)
@@ -180,9 +180,9 @@ class TrainingState:
         if "training" not in metadata:
             raise CheckpointError(path, "holds a model but no training state: name another file for checkpoint=")
         for name, value in identity.items():
-            if (there := metadata["identity"].get(name, value)) != value:
+            if (saved := metadata["identity"].get(name, value)) != value:
                 raise CheckpointError(
-                    path, f"is of another training ({name}={there} there, {value} here): name another"
+                    path, f"is of another training ({name}={saved} there, {value} here): name another file"
                 )
         restore(self.module, _part(tensors, "module"), path)
         for name, value in metadata["training"].items():
