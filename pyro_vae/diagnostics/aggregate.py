@@ -96,7 +96,7 @@ def aggregate_posterior(
         max_bytes: About how much memory a block may take.
 
     Returns:
-        One :class:`AggregatePosterior` per site of the model. Values are nan for pairs of several latent sites, whose
+        One :class:`AggregatePosterior` per site of the model. Values are nan for pairs of several latent sites, where
         posteriors depend on each other's draws, for the single dimensions of mixtures, and for priors and posteriors
         that are neither mixtures, nor products over dimensions, nor Gaussians with correlations.
 

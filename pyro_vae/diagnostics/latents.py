@@ -29,7 +29,7 @@ class LatentSummary(NamedTuple):
 
     @property
     def active(self) -> Bool[Tensor, " latent"]:
-        """Burda's active units: those whose ``mean_variance`` exceeds 0.01."""
+        """Burda's active units: those with a ``mean_variance`` above 0.01."""
         return self.mean_variance > 0.01
 
     @property

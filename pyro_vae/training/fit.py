@@ -57,8 +57,8 @@ def fit(
 
     .. math:: \max_{\theta, \phi} \frac1N \sum_{n=1}^N s_n\, \mathcal L_{\theta, \phi}(x_n)
 
-    with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale of its plates and handlers, usually 1. The
-    history also has the ELBO of the same draws, whatever the objective is.
+    with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale of the pair's plates and handlers.
+    The history also has the ELBO of the same draws, whatever the objective is.
 
     Pyro's global parameter store and settings are not touched, and torch's generators are left as they were. The same
     seed, data and starting weights give the same weights bit for bit, on one kind of machine and number of threads.
