@@ -57,7 +57,7 @@ def fit(
 
     .. math:: \max_{\theta, \phi} \frac1N \sum_{n=1}^N s_n\, \mathcal L_{\theta, \phi}(x_n)
 
-    with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale of the pair's plates and handlers.
+    with :math:`\mathcal L` the objective's bound in nats and :math:`s` the scale of the pair's plates, usually 1.
     The history also has the ELBO of the same draws, whatever the objective is.
 
     Pyro's global parameter store and settings are not touched, and torch's generators are left as they were. The same
