@@ -27,7 +27,7 @@ OWNERS = {
     "matplotlib": {"plot"},
     "pandas": {"workflows.comparison"},
     "safetensors": {"training.checkpoint"},
-    "sklearn": {"data.datasets", "diagnostics.predictors"},
+    "sklearn": {"data.datasets", "diagnostics.disentanglement"},
     "torchvision": {"data.datasets"},
     "tqdm": {"pairs.progress"},
     "xarray": {"workflows.export", "workflows.labels"},

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..errors import require_count, require_number
 from ..pairs.density import Density
-from ..pairs.inputs import data_for
-from ..pairs.pair import Pair
+from ..pairs.pair import Pair, data_for
 from ..pairs.running import Program
 from ..pairs.simulation import simulate
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from ..data.arrays import as_batch
 from ..errors import DataError, ShapeError, require_count
 from ..ops.seeds import seeded
-from .predictors import binned, normalized_mutual_information, predicted_by_dimension, predicted_by_forest, ranks
 
+_FOLDS = 5
+_LEAF = 0.01  # share of the data: smaller leaves credit every dimension with the noise
 _MAX_CLASSES = 20  # a factor of more distinct values is continuous
 
 
@@ -107,8 +108,8 @@ def mig(codes: Any, factors: Any, *, num_bins: int = 20, corrected: bool = True)
     """
     num_bins = require_count("num_bins", num_bins, least=2)
     latent, targets = _columns(codes, factors, least=2 * num_bins)
-    latent, targets = ([binned(column, num_bins) for column in part] for part in (latent, targets))
-    return _gaps(latent, targets, lambda z, v: normalized_mutual_information(z, v, corrected))
+    latent, targets = ([_binned(column, num_bins) for column in part] for part in (latent, targets))
+    return _gaps(latent, targets, lambda z, v: _normalized_mutual_information(z, v, corrected))
 
 
 def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int = 0) -> FactorGaps:
@@ -142,7 +143,7 @@ def sap(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, seed: int 
     """
     max_classes = require_count("max_classes", max_classes, least=2)
     latent, targets = _columns(codes, factors, least=2 * max_classes)
-    return _gaps(latent, targets, lambda z, v: predicted_by_dimension(z, v, max_classes, _state(seed, "sap")))
+    return _gaps(latent, targets, lambda z, v: _predicted_by_dimension(z, v, max_classes, _state(seed, "sap")))
 
 
 def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees: int = 100, seed: int = 0) -> DCI:
@@ -187,8 +188,8 @@ def dci(codes: Any, factors: Any, *, max_classes: int = _MAX_CLASSES, num_trees:
     latent, targets = _columns(codes, factors, least=2 * max_classes)
     if len(targets) < 2:
         raise ShapeError("factors: found one, expected at least 2 that share the dimensions: use mig or sap")
-    z = np.stack([ranks(column) for column in latent], -1)
-    found = [predicted_by_forest(z, v, max_classes, num_trees, _state(seed, "dci")) for v in targets]
+    z = np.stack([_ranks(column) for column in latent], -1)
+    found = [_predicted_by_forest(z, v, max_classes, num_trees, _state(seed, "dci")) for v in targets]
     importance, prediction = zip(*found, strict=True)
     return DCI(torch.from_numpy(np.stack(importance, -1)), torch.tensor(prediction, dtype=torch.float64))
 
@@ -229,3 +230,68 @@ def _state(seed: int, name: str) -> int:
     """Return a seed for scikit-learn."""
     with seeded(seed, name):
         return int(torch.randint(2**31, ()))
+
+
+def _binned(column: np.ndarray, num_bins: int) -> np.ndarray:
+    """Return classes, or bins of equal count by equal values' middle rank, so that flipping the sign flips bins."""
+    values, classes = np.unique(column, return_inverse=True)
+    if len(values) <= num_bins:
+        return classes
+    ends = np.cumsum(np.bincount(classes))
+    twice_the_middle = ends + np.append(0, ends[:-1])
+    return (twice_the_middle * num_bins // (2 * len(column)))[classes]
+
+
+def _ranks(column: np.ndarray) -> np.ndarray:
+    """Return the ranks of values, since a tree would see the values in single precision."""
+    return np.unique(column, return_inverse=True)[1]
+
+
+def _normalized_mutual_information(z: np.ndarray, v: np.ndarray, corrected: bool) -> float:
+    """Return I(z; v) / H(v), both without the part due to chance if ``corrected``."""
+    from sklearn.metrics import mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
+
+    table = contingency_matrix(z, v, sparse=True)
+    chance = expected_mutual_information(table, len(z)) if corrected else 0.0
+    return float((mutual_info_score(z, v) - chance) / (mutual_info_score(v, v) - chance))
+
+
+def _predicted_by_dimension(z: np.ndarray, v: np.ndarray, max_classes: int, state: int) -> float:
+    """Return the score of one dimension as a predictor of one factor: R^2 of a line, or accuracy of thresholds."""
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.tree import DecisionTreeClassifier
+
+    if np.ptp(z) == 0:
+        return 0.0
+    values, classes = np.unique(v, return_inverse=True)
+    if len(values) > max_classes:
+        return float(np.corrcoef(z, v)[0, 1] ** 2)
+    tree = DecisionTreeClassifier(max_leaf_nodes=len(values), class_weight="balanced", random_state=state)
+    folds = KFold(_FOLDS, shuffle=True, random_state=state)
+    return _adjusted_accuracy(classes, cross_val_predict(tree, _ranks(z)[:, None], classes, cv=folds))
+
+
+def _predicted_by_forest(
+    z: np.ndarray, v: np.ndarray, max_classes: int, num_trees: int, state: int
+) -> tuple[Float[np.ndarray, " latent"], float]:
+    """Return the importance of each dimension for one factor, and the out-of-bag score."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    options: dict[str, Any] = {"min_samples_leaf": _LEAF, "max_features": 1.0, "oob_score": True, "random_state": state}
+    values, classes = np.unique(v, return_inverse=True)
+    if len(values) > max_classes:
+        forest = RandomForestRegressor(num_trees, **options).fit(z, v)
+        prediction = forest.oob_score_
+    else:
+        forest = RandomForestClassifier(num_trees, class_weight="balanced", **options).fit(z, classes)
+        prediction = _adjusted_accuracy(classes, forest.oob_decision_function_.argmax(1))
+    importance = forest.feature_importances_
+    return importance if importance.any() else np.full_like(importance, 1 / len(importance)), float(prediction)
+
+
+def _adjusted_accuracy(classes: np.ndarray, predicted: Any) -> float:
+    """Return the accuracy within a class, averaged over classes and rescaled such that chance is 0."""
+    from sklearn.metrics import balanced_accuracy_score
+
+    return float(balanced_accuracy_score(classes, predicted, adjusted=True))

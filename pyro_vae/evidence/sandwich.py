@@ -14,8 +14,7 @@ from torch import Tensor
 from ..data.arrays import as_tensor, require_finite
 from ..errors import ConfigError, PairError, ShapeError, require_count, require_one_of
 from ..ops.streaming import LogMoments
-from ..pairs.inputs import suited
-from ..pairs.pair import Pair
+from ..pairs.pair import Pair, suited
 from ..pairs.running import Program
 from ..samplers.chunks import blockwise, in_pieces
 from ..samplers.tempering import Schedule, Start, TemperedPath, anneal, temperatures

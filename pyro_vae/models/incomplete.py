@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..data.arrays import as_tensor
 from ..errors import PairError
-from ..pairs.inputs import TakesMissing, programs_of
 from ..pairs.modules import modules_behind
+from ..pairs.pair import TakesMissing, programs_of
 
 
 class Incomplete(TakesMissing):

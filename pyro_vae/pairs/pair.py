@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Block", "Pair"]
+__all__ = ["Block", "Pair", "TakesMissing", "data_for", "programs_of", "suited", "takes_missing"]
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..data.arrays import as_batch
+from ..errors import PairError
 from .handlers import evaluation_mode
-from .inputs import data_for
 from .memory import Footprint, measured
+from .modules import modules_behind
 from .running import Program, Vectorized, replay, trace
 from .traces import sample_sites
 from .vectorization import rows_are_independent, takes_particles
@@ -95,8 +98,6 @@ class Pair:
         """Return the model's sites at the values that the guide drew."""
         return sample_sites(self.run_model(guide_trace))
 
-    # What was found out
-
     @property
     def independent_rows(self) -> bool:
         """Whether a datapoint's densities do not depend on the other rows, so that the data may be cut into blocks."""
@@ -118,8 +119,6 @@ class Pair:
             some = self.rows(slice(0, 1)) if self.independent_rows else self
             self._facts.footprint = measured(some.model, some.guide, some.x)
         return self._facts.footprint
-
-    # Rows
 
     def rows(self, rows: slice | Tensor) -> Pair:
         """Return the pair with some rows of the data."""
@@ -169,3 +168,43 @@ class Pair:
                 four times as many when a gradient is kept.
         """
         return max(1, max_bytes // (copies * self.footprint.bytes))
+
+
+def suited(x: Tensor, *programs: Any) -> Tensor:
+    """Return ``x`` on the parameters' device and, if it is floating, with their type; never as an inference tensor."""
+    like = next((parameter for part in modules_behind(*programs) for parameter in part.parameters()), None)
+    with torch.inference_mode(False):
+        x = x.clone() if x.is_inference() else x  # a tensor made in inference mode can have no part in a gradient
+        if like is None:
+            return x
+        return x.to(device=like.device, dtype=like.dtype if x.is_floating_point() else None)
+
+
+def programs_of(pair: Any) -> tuple[Program, Program]:
+    """Return the model and the guide of a tuple of both, or of an object that has them.
+
+    Errors:
+        PairError: for anything else.
+    """
+    found: Any = pair if isinstance(pair, (tuple, list)) else [getattr(pair, it, None) for it in ("model", "guide")]
+    if len(found) != 2 or not all(map(callable, found)):
+        raise PairError(f"pair: expected (model, guide), or an object with both, found {type(pair).__name__}")
+    return found[0], found[1]
+
+
+class TakesMissing(nn.Module):
+    """The base class of pairs for which NaN in the data means that an entry is missing."""
+
+
+def data_for(x: Any, *programs: Any, name: str = "x") -> Tensor:
+    """Return the data as a finite batch for these programs; NaN is legal if they are :class:`TakesMissing`.
+
+    Errors:
+        DataError: for empty data, and non-finite values, with the count and the first index.
+    """
+    return suited(as_batch(x, name=name, missing=takes_missing(*programs)), *programs)
+
+
+def takes_missing(*programs: Any) -> bool:
+    """Return whether NaN is legal in the data of these programs."""
+    return any(isinstance(part, TakesMissing) for part in modules_behind(*programs))

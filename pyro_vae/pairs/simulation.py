@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import PairError
 from .handlers import evaluation_mode
-from .inputs import data_for
+from .pair import data_for
 from .running import Program, trace
 from .traces import is_masked, observed_site, sample_sites
 

@@ -26,8 +26,7 @@ from ..objectives.module import ObjectiveModule
 from ..ops.choices import Schedule
 from ..ops.seeds import seeded
 from ..pairs.handlers import evaluating
-from ..pairs.inputs import programs_of, takes_missing
-from ..pairs.pair import Pair
+from ..pairs.pair import Pair, programs_of, takes_missing
 from ..pairs.progress import progress_bar
 from ..pairs.running import Vectorized
 from ..pairs.sites import draw_sites

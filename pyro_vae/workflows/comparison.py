@@ -17,7 +17,7 @@ from ..data.arrays import as_tensor, require_finite
 from ..errors import ConfigError, require_count
 from ..evidence import LogEvidence
 from ..ops.means import Mean
-from ..pairs.inputs import data_for
+from ..pairs.pair import data_for
 from ..pairs.running import Program
 from .tables import number, plain
 

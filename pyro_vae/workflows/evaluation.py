@@ -11,8 +11,7 @@ from ..diagnostics import LatentSummary, latent_summary
 from ..errors import require_count
 from ..evidence import LogEvidence, Proposal, elbo, estimate, importance, recommend
 from ..models.base import BaseVAE
-from ..pairs.inputs import programs_of
-from ..pairs.pair import Pair
+from ..pairs.pair import Pair, programs_of
 from .tables import number, plain
 
 

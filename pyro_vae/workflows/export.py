@@ -18,8 +18,7 @@ from ..errors import ConfigError, PairError, require_count
 from ..ops.pareto import pareto_k
 from ..ops.resampling import systematic
 from ..ops.weights import ess
-from ..pairs.inputs import programs_of, takes_missing
-from ..pairs.pair import Pair
+from ..pairs.pair import Pair, programs_of, takes_missing
 from ..pairs.particles import Particles, draw_particles
 from ..pairs.running import Program, run_at
 from ..pairs.sites import Sites, weigh

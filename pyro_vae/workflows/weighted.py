@@ -79,7 +79,8 @@ def replicates(pair: Pair, z: dict[str, Tensor]) -> dict[str, tuple[Tensor, list
     There is one distribution for all particles if the model takes them together, else one for each.
     """
     num, together = len(next(iter(z.values()))), pair.vectorized().model
-    latent = as_trace({name: _latent(name, value) for name, value in z.items()})
+    site = {"type": "sample", "is_observed": False, "infer": {}}
+    latent = as_trace({name: {**site, "name": name, "value": value} for name, value in z.items()})
     runs = run_at(poutine.uncondition(pair.model), latent, z, pair.args, pair.kwargs, together=together)
     each = [_drawn_sites(one) for one in runs]
     if num > 1 and together:
@@ -87,11 +88,6 @@ def replicates(pair: Pair, z: dict[str, Tensor]) -> dict[str, tuple[Tensor, list
     return {
         name: (torch.stack([one[name]["value"] for one in each]), [one[name]["fn"] for one in each]) for name in each[0]
     }
-
-
-def _latent(name: str, value: Tensor) -> dict[str, Any]:
-    """Return a latent site to replay a program at."""
-    return {"name": name, "type": "sample", "value": value, "is_observed": False, "infer": {}}
 
 
 def _drawn_sites(found: poutine.Trace) -> dict[str, Any]:
