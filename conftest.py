@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread per worker, shapes checked at run time, and one failure rate."""
+"""Settings of all tests: one torch thread per worker, shapes checked at run time, and one failure rate."""
 
 import os
 

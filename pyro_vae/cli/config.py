@@ -49,7 +49,7 @@ class TrainConfig:
     relaxed: bool = False
     """Accept grey values under a Bernoulli: a cross-entropy, not a log-density."""
     binarise: choices.Binarisation | None = None
-    """How training images are presented: binarised once, binarised anew each time (test images once), cut at 1/2, or
+    """The presentation of training images: binarised once, binarised anew each time (test images once), cut at 1/2, or
     grey. (default: dynamic under a Bernoulli of binary pixels, else none)"""
     binarise_seed: int = 0
     """The seed of everything that is binarised once. It is independent of --seed, so that runs share a test set."""

@@ -24,7 +24,7 @@ from .runs import load_run, load_split, write_arrays, write_result
 
 
 class Score(NamedTuple):
-    """How well the hidden halves of images are predicted from the other halves."""
+    """Scores of the hidden halves of images as predicted from the other halves."""
 
     rmse: float
     """The root mean square error of the posterior mean, over hidden pixels."""

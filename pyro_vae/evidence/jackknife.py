@@ -107,7 +107,7 @@ class _Parts(NamedTuple):
     total: int
     log_u: Float[Tensor, "large batch"]
     log_rest: Float[Tensor, "large batch"]
-    """What is left of the sum without each of the large ones."""
+    """The rest of the sum without each of the large ones."""
     powers: Float[Tensor, "power batch"]
     """Logarithms of the power sums of the others."""
 

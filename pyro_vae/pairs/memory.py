@@ -26,7 +26,7 @@ class Footprint(NamedTuple):
     """The size of one particle of one datapoint."""
 
     bytes: int
-    """Of the largest tensor: an activation, the data, or the latent values."""
+    """The bytes of the largest tensor: an activation, the data, or the latent values."""
     latent_dim: int
     """The number of latent values."""
     num_sites: int

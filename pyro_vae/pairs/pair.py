@@ -25,7 +25,7 @@ from .vectorization import rows_are_independent, takes_particles
 
 @dataclass
 class Facts:
-    """What was found out about a pair by running it; shared by the pair and its parts."""
+    """The facts about a pair that only running it can show; shared by the pair and its parts."""
 
     independent_rows: bool | None = None
     footprint: Footprint | None = None
@@ -39,7 +39,7 @@ class Block(NamedTuple):
     span: slice
     pair: Pair
     max_particles: int
-    """How many particles of each of these rows fit at once."""
+    """The number of particles of each of these rows that fit at once."""
 
 
 class Pair:

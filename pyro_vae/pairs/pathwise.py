@@ -1,4 +1,4 @@
-r"""How the guide's parameters reach a log-weight: through its draws, through its density, or through both.
+r"""Gradient paths from the guide's parameters to a log-weight: through its draws, through its density, or both.
 
 With :math:`z = T(\epsilon, \phi)` the derivative of :math:`\log w = \log p(x, z) - \log q_\phi(z \mid x)` by
 :math:`\phi` has a *path* part, through z, and a *score* part, :math:`-\nabla_\phi \log q_\phi(z \mid x)` at fixed z,
@@ -78,7 +78,7 @@ def _slopes(density: Tensor, by: list[Tensor]) -> list[Tensor]:
 
 
 def _slope_through(values: list[Tensor], densities: list[Tensor], place: int) -> Tensor:
-    """What a value does to the densities of later sites through their distributions, those sites' values held.
+    """Return the derivative of later sites' densities by a value, through their distributions, at fixed values.
 
     Read off the graph that drew the values, so that the guide need not run a second time, in which dropout or a batch
     normalisation would have given it other densities.

@@ -34,7 +34,7 @@ Program = Callable[..., Any]
 
 
 class Vectorized(NamedTuple):
-    """Which of a pair's two programs take a leading particle dimension."""
+    """Two flags: model and guide take a leading particle dimension."""
 
     model: bool
     guide: bool

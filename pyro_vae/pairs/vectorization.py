@@ -1,4 +1,4 @@
-"""Whether a pair takes particles together, and rows alone: both are found out by running it."""
+"""Probing a pair by running it: does it take particles together, and rows alone?"""
 
 from __future__ import annotations
 

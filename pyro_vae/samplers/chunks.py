@@ -1,4 +1,4 @@
-"""How chains go through the data: block by block, so that they and their gradients fit into memory."""
+"""Chains for all data, block by block, so that they and their gradients fit into memory."""
 
 from __future__ import annotations
 

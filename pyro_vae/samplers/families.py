@@ -19,7 +19,7 @@ from ..errors import ConfigError
 
 Parameters = list[Tensor]
 Mapped = tuple[Float[Tensor, "particles batch latent"], Float[Tensor, "particles batch"]]
-"""Where the points are mapped to, and the log-determinant of the map from noise to latents there."""
+"""The mapped points, and the log-determinant of the map from noise to latents there."""
 
 
 class Family:

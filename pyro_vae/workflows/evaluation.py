@@ -30,9 +30,9 @@ class Evaluation(NamedTuple):
     num_dimensions: int
     """The number of numbers in one datapoint, for bits per dimension."""
     estimator: str
-    """Of log p(x): ``"is"``, ``"psis"``, ``"ais"``, ``"smc"`` or ``"grid"``."""
+    """The estimator of log p(x): ``"is"``, ``"psis"``, ``"ais"``, ``"smc"`` or ``"grid"``."""
     clamped_scales: dict[str, int]
-    """Of a VAE: how many scales are held by their bounds, see :meth:`~pyro_vae.VAE.clamped_scales`."""
+    """The number of scales of a VAE that are held by their bounds, see :meth:`~pyro_vae.VAE.clamped_scales`."""
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one dictionary per estimate, in nats per datapoint unless named otherwise."""

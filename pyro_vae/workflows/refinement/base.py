@@ -50,22 +50,22 @@ class Refinement(NamedTuple):
     log_w: Float[Tensor, "draws batch"]
     """The draws' log-weights, not normalised; zero for draws that all count the same."""
     num_chains: int
-    """Of each datapoint; 1 for independent draws."""
+    """The number of chains of each datapoint; 1 for independent draws."""
     r_hat: Float[Tensor, " batch"]
-    """Of chains, the largest over latent dimensions; nan of independent draws."""
+    """The largest R-hat over latent dimensions; nan for independent draws."""
     ess: Float[Tensor, " batch"]
-    """Effective draws; of chains, the smallest over latent dimensions."""
+    """The number of effective draws; for chains, the smallest over latent dimensions."""
     pareto_k: Float[Tensor, " batch"]
-    """Tail shape of the weights behind the draws; nan of chains, which have none."""
+    """The tail shape of the weights behind the draws; nan for chains, which have none."""
     judgement: Judgement
-    """On the draws; that on the evidence is its own."""
+    """The judgement on the draws; the evidence has its own."""
     evidence: LogEvidence
     r""":math:`\log p(x)` as far as the draws say; a lower bound in expectation."""
     elbo: Float[Tensor, " batch"]
-    r"""Of the guide, before: :math:`\mathcal L(q)`, nats per datapoint, float64."""
+    r"""The ELBO of the guide, :math:`\mathcal L(q)`, in nats per datapoint, float64."""
     elbo_stderr: Float[Tensor, " batch"]
     gain: Float[Tensor, " batch"]
-    """What refinement gained over ``elbo``, nats per datapoint, float64; see :func:`refine`."""
+    """The gain over ``elbo``, in nats per datapoint, float64; see :func:`refine`."""
     gain_stderr: Float[Tensor, " batch"]
     """Monte-Carlo standard error."""
 
