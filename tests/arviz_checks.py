@@ -1,4 +1,4 @@
-"""What ArviZ makes of an export, in a process of its own and for whichever ArviZ is on its path."""
+"""Checks of an export by ArviZ, in a process of its own and for whichever ArviZ is on its path."""
 
 import sys
 import warnings

@@ -48,14 +48,14 @@ def log_density(q: dict[str, Any], num_particles: int, path: GradientPath) -> di
     densities = [_at(site, value, num_particles) for site, value in zip(q.values(), fixed, strict=True)]
     slopes = _slopes(sum(densities, torch.zeros(())), fixed)
     found = {}
-    for place, name in enumerate(q):
-        value, slope = values[place], slopes[place]
+    for index, name in enumerate(q):
+        value, slope = values[index], slopes[index]
         if value.requires_grad:  # else no parameter is behind it
-            slope = slope + _slope_through(values, densities, place)
-            through = (slope * (value - value.detach())).reshape(*densities[place].shape, -1).sum(-1)
-            found[name] = densities[place].detach() + through
+            slope = slope + _slope_through(values, densities, index)
+            through = (slope * (value - value.detach())).reshape(*densities[index].shape, -1).sum(-1)
+            found[name] = densities[index].detach() + through
         else:
-            found[name] = densities[place].detach()
+            found[name] = densities[index].detach()
     return found
 
 
@@ -77,16 +77,16 @@ def _slopes(density: Tensor, by: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(value) if slope is None else slope for value, slope in zip(by, found, strict=True)]
 
 
-def _slope_through(values: list[Tensor], densities: list[Tensor], place: int) -> Tensor:
+def _slope_through(values: list[Tensor], densities: list[Tensor], index: int) -> Tensor:
     """Return the derivative of later sites' densities by a value, through their distributions, at fixed values.
 
     Read off the graph that drew the values, so that the guide need not run a second time, in which dropout or a batch
     normalisation would have given it other densities.
     """
-    if place + 1 == len(values):
-        return torch.zeros_like(values[place])
-    with _held(values[place + 1 :]):
-        return _slopes(sum(densities[place + 1 :], torch.zeros(())), [values[place]])[0]
+    if index + 1 == len(values):
+        return torch.zeros_like(values[index])
+    with _held(values[index + 1 :]):
+        return _slopes(sum(densities[index + 1 :], torch.zeros(())), [values[index]])[0]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def to_datatree(
                           replicates of x, draws of z and x from the model, and the data
     ===================== ==============================================================================================
 
-    Draws are from the guide, so that the posterior is told by them *and* their weights,
+    Draws are from the guide, so that the posterior is represented by them *and* their weights,
     :math:`\log w = \log p(x, z) - \log q(z \mid x)`. Of ``resampled`` ones, and of a refinement's that count the same,
     ``log_w`` is 0 and ``log_q`` still the guide's; ``pareto_k`` and ``ess`` are those of the weights, or the chains,
     that the draws come from.

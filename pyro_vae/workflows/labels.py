@@ -87,7 +87,7 @@ def labels_of(data: Any, x: Tensor) -> Labels:
         dims = [str(default if axis.name is None else axis.name) for axis, default in named]
         known = {name: coord for dim, axis in zip(dims, data.axes, strict=True) for name, coord in _levels(dim, axis)}
     else:
-        dims, known = ["observation", *(f"x_dim_{place}" for place in range(x.ndim - 1))], {}
+        dims, known = ["observation", *(f"x_dim_{index}" for index in range(x.ndim - 1))], {}
     dims = [_plain(dim) for dim in dims]
     known = {_plain(name): (tuple(map(_plain, over)), values) for name, (over, values) in known.items()}
     return Labels(dims[0], dims[1:], known)

@@ -73,7 +73,7 @@ def content(folder):
 
 
 def evaluation(folder, *without):
-    """What a run found, but for what may differ between two runs."""
+    """Return the results of a run, without those that may differ between two runs."""
     found = json.loads((folder / "evaluation.json").read_text())
     found["training"].pop("seconds")
     for key in without:
@@ -582,7 +582,7 @@ def test_an_existing_run_is_refused_and_stays_as_it_is(run):
 
 
 def refused(*args):
-    """What the parser of the command line says of words that it does not understand."""
+    """The parser's message for words that it does not understand."""
     answer = cli(*args)
     assert_one_line(answer)
     return answer.err

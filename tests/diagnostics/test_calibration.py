@@ -32,7 +32,7 @@ def inside(found, level):
 
 
 def exact_coverage(level, width, shift=0.0):
-    """Of the central interval of N(shift, width^2), when the truth is standard normal."""
+    """Return the coverage of the central interval of N(shift, width^2), when the truth is standard normal."""
     half = width * stats.norm.ppf((1 + level) / 2)
     return stats.norm.cdf(shift + half) - stats.norm.cdf(shift - half)
 

@@ -224,7 +224,7 @@ def one_dimensional(build_prior):
 
 
 def exact_gradient(vae, x, objective, num_particles):
-    """Of the expectation of a bound, by a sum over a grid of the noise, differentiated through."""
+    """Return the gradient of the expectation of a bound, by a sum over a grid of the noise, differentiated through."""
     side = torch.linspace(-8, 8, 241)
     eps = torch.cartesian_prod(*[side] * num_particles).reshape(-1, num_particles).T
     mass = torch.softmax(-0.5 * eps.square().sum(0), 0)

@@ -1,4 +1,4 @@
-"""What latents say about the data: exact information, the KL term in its parts, and bounds in the right order."""
+"""The information of latents about the data: exact information, the KL term in its parts, and bounds in order."""
 
 import math
 

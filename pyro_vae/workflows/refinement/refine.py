@@ -75,7 +75,7 @@ def refine(
 
     ``verdict`` speaks of the draws, ``evidence.verdict`` of the evidence. Chains are ``ok`` with R-hat up to 1.01 and
     100 effective draws in every latent dimension, independent draws by their weights, as elsewhere. Up to ten latent
-    dimensions draws from the prior give a second opinion: a mode that the draws have not met makes them ``unreliable``.
+    dimensions draws from the prior check them: a mode that the draws have not met makes them ``unreliable``.
 
     Arguments:
         model, guide: Any Pyro pair with one data plate and continuous local latents.
