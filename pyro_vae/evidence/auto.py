@@ -121,7 +121,7 @@ def estimate(
             (:func:`quadrature`); or a recommendation. Of the options below, one that is recommended takes what it has.
         num_particles: Draws or chains per datapoint, instead of the estimator's own default; a grid takes none.
         target_stderr: The standard error to reach in nats per datapoint, for ``"is"`` and ``"psis"``; a grid is
-            refined to rounding anyway, and chains have no such rule. 0.05 for what is recommended, if neither this nor
+            refined to rounding anyway, and chains have no such rule. 0.05 for a recommendation, if neither this nor
             ``num_particles`` is given.
         proposal: What ``"is"`` and ``"psis"`` draw from, see :func:`importance`.
 

@@ -37,22 +37,21 @@ def importance(
     grows to :math:`\log p(x)` with K. ``stderr`` is the delta-method standard error, which understates the error when
     few weights dominate: ``verdict`` says for each datapoint whether to believe it, and ``reason`` why not.
 
-    The proposal r is the evaluator's business, not the training guide's: the guide that is best for the ELBO is
-    narrower than the posterior, and weights of a narrow proposal can have an infinite variance.
+    The proposal r need not be the guide: the guide that is best for the ELBO is narrower than the posterior, and weights
+    of a narrow proposal can have an infinite variance.
 
     - ``"guide"``: the guide as it is.
     - ``"defensive"``: a tenth of the draws from the prior, the others from the guide, weighed as draws of the mixture;
       no weight exceeds about ten times the likelihood.
     - ``"refined"``: a tenth of the draws from the guide, the others from a Gaussian with full covariance, weighed as
       draws of the mixture. For each datapoint it is the Gaussian that maximises the ELBO, found from the guide's
-      answer in 200 steps of 10 draws, and made so much wider that half of the effective draws would be lost if the
+      answer in 200 steps of 10 draws, and widened until half of the effective draws would be lost if the
       posterior were that Gaussian. In many dimensions this is what brings k-hat down.
 
     With ``target_stderr``, draws go to where the error is large: each datapoint gets about a thousand, and further ones
     until its standard error is met or ``num_particles`` are spent. A rule that stops by the draws themselves leaves a
-    bias, of the order of the squared error for weights that have a variance. For others it may be several errors large:
-    it stops where no large weight has come up yet, and so do the draws look ``ok`` more often than as many draws would
-    that were not stopped.
+    bias, of the order of the squared error for weights that have a variance. For other weights it may be several errors
+    large: the rule stops where no large weight has come up yet, and such draws are ``ok`` more often than a fixed number.
 
     The encoder runs once per datapoint. Particles and datapoints are processed in blocks of about ``max_bytes`` with
     streaming sums in float64, so peak memory does not grow with K.

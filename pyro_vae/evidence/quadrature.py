@@ -52,7 +52,7 @@ def quadrature(
     The grid covers 7 standard deviations of the prior and 8 of every q(z | x), and is widened while any datapoint has
     mass at its border. Its step starts at the smallest standard deviation of q(z | x), if that is affordable, and is
     halved until no datapoint's value changes by more than ``tolerance``, or by more than the rounding of the pair's
-    numbers; datapoints that have settled are left out of further halvings. The guide is asked for nothing else, so its
+    numbers; datapoints that have settled are left out of further halvings. The guide has no other use, so its
     quality does not matter, except that a mode much narrower than all of q could slip through.
 
     Each node is decoded once for all data where :math:`p(x \mid z)` and :math:`p(z)` are the same for all datapoints,
@@ -74,9 +74,9 @@ def quadrature(
         progress: Show a progress bar on a terminal.
 
     Errors:
-        ConfigError: for options that are no such numbers.
+        ConfigError: for options out of range.
         DataError: for empty or non-finite data.
-        PairError: for more than two latent dimensions, discrete latents, or what is not such a pair.
+        PairError: for more than two latent dimensions, discrete latents, or any other pair.
         StaleParamStoreError: if Pyro's store holds other values for the pair's parameters than its modules do.
 
     References:

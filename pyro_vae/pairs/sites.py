@@ -36,7 +36,7 @@ class Sites(NamedTuple):
 
     ``z`` are the values at which the model was run, copies of the guide's draws: a gradient hook on one of them acts on
     the model's part of a weight and not on the guide's. ``kl`` is ``[particles, batch, latent]``, and empty unless
-    exact terms were asked for; ``q`` holds the guide's distributions. ``scale`` is that of ``poutine.scale`` and of
+    exact terms were computed; ``q`` holds the guide's distributions. ``scale`` is that of ``poutine.scale`` and of
     subsampled plates; it belongs outside the bound.
     """
 

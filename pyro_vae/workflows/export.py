@@ -54,7 +54,7 @@ def to_datatree(
 
     There are two log-likelihoods. Of ``x`` given its own z, leave-one-out by reweighting is a harmonic mean of infinite
     variance, whatever ArviZ's k-hat is of it: with parameters held, nothing but its own z is known of x. What is meant
-    is :math:`\log p(x)`, so ``az.loo(data, var_name="marginal")`` and ``az.compare`` are to be asked for that: each
+    is :math:`\log p(x)`, so ``az.loo(data, var_name="marginal")`` and ``az.compare`` should be called for it: each
     draw of ``marginal`` is a bootstrap replicate of its importance-sampling estimate. ArviZ's k-hat is of these
     replicates, and fine where the weights are not: put theirs in its place, ``found.pareto_k =
     data["sample_stats"]["pareto_k"]``, before ``az.plot_khat(found)``. ArviZ 1.x's

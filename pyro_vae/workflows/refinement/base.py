@@ -60,7 +60,7 @@ class Refinement(NamedTuple):
     judgement: Judgement
     """The judgement on the draws; the evidence has its own."""
     evidence: LogEvidence
-    r""":math:`\log p(x)` as far as the draws say; a lower bound in expectation."""
+    r"""The estimate of :math:`\log p(x)` that the draws imply; a lower bound in expectation."""
     elbo: Float[Tensor, " batch"]
     r"""The ELBO of the guide, :math:`\mathcal L(q)`, in nats per datapoint, float64."""
     elbo_stderr: Float[Tensor, " batch"]
@@ -101,7 +101,7 @@ class Refinement(NamedTuple):
 
 
 Method = Callable[[TemperedPath, int, Plan], Refinement]
-"""From some rows of data, how many particles fit into memory at once, and what was asked for."""
+"""From a path for some rows, the number of particles that fit into memory, and the options, to the refinement."""
 
 
 def weighed(path: TemperedPath, num: int, most: int) -> tuple[Tensor, Float[Tensor, "particles batch"]]:

@@ -73,9 +73,9 @@ def refine(
     tenth from the guide and the rest from the Gaussian of the refined draws' mean and covariance, made wider. Both are
     lower bounds in expectation, so the gain errs low. ``gain_stderr`` is the Monte-Carlo error of all of it.
 
-    ``verdict`` speaks of the draws, ``evidence.verdict`` of the evidence. Chains are ``ok`` with R-hat up to 1.01 and
-    100 effective draws in every latent dimension, independent draws by their weights, as elsewhere. Up to ten latent
-    dimensions draws from the prior check them: a mode that the draws have not met makes them ``unreliable``.
+    ``verdict`` judges the draws, ``evidence.verdict`` the evidence. Chains are ``ok`` with R-hat up to 1.01 and 100
+    effective draws in every latent dimension; independent draws are judged by their weights, as elsewhere. Up to ten
+    latent dimensions draws from the prior check both: a mode that the draws have not met makes them ``unreliable``.
 
     Arguments:
         model, guide: Any Pyro pair with one data plate and continuous local latents.
