@@ -39,8 +39,8 @@ def ais(
         u_0 \sim q_0, \quad u_t \sim \text{HMC}(u_{t-1} \to \pi_{\beta_t}), \quad
         \pi_\beta \propto q_0^{1-\beta}\, p(x, \cdot)^\beta
 
-    :math:`E[w] = p(x)` however badly the chains mix, so the expectation is a lower bound, and ``side`` is ``"lower"``;
-    it grows to :math:`\log p(x)` with T. ``stderr`` and ``ess`` are those of M weights.
+    :math:`E[w] = p(x)` however badly the chains mix, so the estimate is a lower bound in expectation, and ``side`` is
+    ``"lower"``; it grows to :math:`\log p(x)` with T. ``stderr`` and ``ess`` are those of M weights.
 
     A pilot run on draws of its own finds the step sizes, per temperature and datapoint; then they are frozen, since a
     step size that follows the chains it moves would void the bound. Each transition costs ``num_steps`` evaluations of
@@ -50,12 +50,12 @@ def ais(
         model, guide: Any Pyro pair with one data plate and continuous local latents.
         x: Data ``[n, ...]``, any array type.
         num_particles: The number of independent chains M per datapoint.
-        num_temperatures: The number T of weighings; there are T - 1 transitions, and T = 1 is importance sampling.
-        num_steps: Leapfrog steps in a transition.
+        num_temperatures: The number T of weight updates, with T - 1 transitions between; T = 1 is importance sampling.
+        num_steps: The number of leapfrog steps in a transition.
         schedule: ``"sigmoid"`` or ``"linear"``, see :func:`~pyro_vae.samplers.tempering.temperatures`.
-        start: What q0 is: ``"guide"``, or ``"prior"``, which takes nothing from the guide but the scale of its draws.
+        start: The density q0: ``"guide"``, or ``"prior"``, which uses only the scale of the guide's draws.
         seed: The draws depend on it alone; torch's own generator is left as it is.
-        max_bytes: About how much memory a block of chains may take; other blocks are other draws.
+        max_bytes: The approximate memory of a block of chains, in bytes; other blocks give other draws.
         progress: Show a progress bar on a terminal.
 
     Errors:
@@ -83,12 +83,12 @@ def ais(
     require_one_of("start", start, ("guide", "prior"))
     pair = Pair.of(model, guide, x)
 
-    def estimate(path: TemperedPath, span: slice, most: int) -> Summary:
-        steps = tune(path, betas, num_steps=num_steps, most=most)
-        log_w = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, most)
+    def estimate(path: TemperedPath, span: slice, max_particles: int) -> Summary:
+        steps = tune(path, betas, num_steps=num_steps, most=max_particles)
+        log_w = in_pieces(lambda n: anneal(path.begin(path.draw(n), 0.0), betas, steps), num_particles, max_particles)
         return Summary.of(log_w, path.num_evaluations)
 
-    found = blockwise(
+    summaries = blockwise(
         estimate,
         pair,
         start=start,
@@ -98,5 +98,5 @@ def ais(
         max_bytes=max_bytes,
         progress=progress,
     )
-    whole = collected(found, side="lower", num_particles=num_particles, chains=num_temperatures > 1)
-    return prior_check(whole, pair, seed=seed, max_bytes=max_bytes)
+    evidence = collected(summaries, side="lower", num_particles=num_particles, chains=num_temperatures > 1)
+    return prior_check(evidence, pair, seed=seed, max_bytes=max_bytes)

@@ -31,12 +31,12 @@ ESTIMATORS: dict[str, Callable[..., LogEvidence]] = {
 }
 _PILOT_ROWS, _PILOT_DRAWS = 64, 2000
 _GRID_DIMENSIONS = 2
-_ENOUGH = 0.9  # of the pilot's datapoints
+_ENOUGH = 0.9  # share of the pilot's datapoints
 _TARGET = 0.05  # nats
 
 
 class Recommendation(NamedTuple):
-    """The estimator to take, by its short name, its proposal, and the reason."""
+    """A recommended estimator by its short name, its proposal, and the reason."""
 
     estimator: str
     proposal: str
@@ -45,31 +45,31 @@ class Recommendation(NamedTuple):
 
 
 def require_estimator(name: str) -> None:
-    """Raise :class:`~pyro_vae.errors.ConfigError` unless it is ``"auto"`` or one of :data:`ESTIMATORS`."""
+    """Raise :class:`~pyro_vae.errors.ConfigError` unless the name is ``"auto"`` or one of :data:`ESTIMATORS`."""
     require_one_of("estimator", name, ("auto", *ESTIMATORS))
 
 
 def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recommendation:
     r"""Recommend an estimator of :math:`\log p(x)` for this pair and these data.
 
-    The grid, which is exact, for one or two continuous latent dimensions. Else 2000 draws for each of 64 datapoints
-    decide, from the guide and, where that will not do, from the ``"refined"`` proposal: importance sampling from the
-    first of the two with which nine datapoints in ten are ``ok``; else its Pareto-smoothed form from the second, if
-    nine in ten are not ``unreliable``; else annealed importance sampling, which does not depend on any Gaussian's being
-    close. Discrete latents, through which nothing can move, leave importance sampling from the guide, smoothed or not.
+    For one or two continuous latent dimensions it is the grid, which is exact. Otherwise 2000 draws for each of 64
+    datapoints decide, from the guide and, if that is not enough, from the ``"refined"`` proposal. The recommendation is
+    importance sampling from the first of the two with which nine datapoints in ten are ``ok``; else its Pareto-smoothed
+    form from the second, if nine in ten are not ``unreliable``; else annealed importance sampling, which needs no
+    close Gaussian. Discrete latents, having no gradients, leave importance sampling from the guide, smoothed or not.
 
     Arguments:
         model, guide: Any Pyro pair with one data plate and local latents.
         x: Data ``[n, ...]``, any array type.
-        seed: Of the pilot's draws.
+        seed: The seed of the pilot's draws.
 
     Errors:
         DataError, PairError: As for :func:`importance`.
 
     Example:
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
-        >>> found = recommend(problem.model, problem.guide(), problem.sample(5, seed=0))
-        >>> found.estimator, found.reason
+        >>> chosen = recommend(problem.model, problem.guide(), problem.sample(5, seed=0))
+        >>> chosen.estimator, chosen.reason
         ('grid', '1 latent dimension: a grid gives log p(x) to rounding')
     """
     pair = Pair.of(model, guide, x)
@@ -84,19 +84,19 @@ def recommend(model: Program, guide: Program, x: Any, *, seed: int = 0) -> Recom
         plural = "s" if dim > 1 else ""
         return Recommendation("grid", "guide", f"{dim} latent dimension{plural}: a grid gives log p(x) to rounding")
     pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, seed=own)
-    said = f"of {len(few)} datapoints with {_PILOT_DRAWS} draws each, {pilot.share('ok'):.0%} are ok from the guide"
+    text = f"of {len(few)} datapoints with {_PILOT_DRAWS} draws each, {pilot.share('ok'):.0%} are ok from the guide"
     if pilot.share("ok") >= _ENOUGH:
-        return Recommendation("is", "guide", said)
+        return Recommendation("is", "guide", text)
     if dim is None:
-        return Recommendation("psis", "guide", f"{said}, and nothing else can be used ({why})")
+        return Recommendation("psis", "guide", f"{text}, and nothing else can be used ({why})")
     pilot = importance(model, guide, few, num_particles=_PILOT_DRAWS, proposal="refined", seed=own)
     ok, unreliable = pilot.share("ok"), pilot.share("unreliable")
-    said = f"{said}, {ok:.0%} from a refined proposal"
+    text = f"{text}, {ok:.0%} from a refined proposal"
     if ok >= _ENOUGH:
-        return Recommendation("is", "refined", said)
-    said = f"{said}, where {unreliable:.0%} are unreliable"
+        return Recommendation("is", "refined", text)
+    text = f"{text}, where {unreliable:.0%} are unreliable"
     return (
-        Recommendation("psis", "refined", said) if 1 - unreliable >= _ENOUGH else Recommendation("ais", "guide", said)
+        Recommendation("psis", "refined", text) if 1 - unreliable >= _ENOUGH else Recommendation("ais", "guide", text)
     )
 
 
@@ -113,17 +113,17 @@ def estimate(
     max_bytes: int = 2**26,
     progress: bool = False,
 ) -> LogEvidence:
-    r"""Estimate :math:`\log p(x)` by the estimator of this name, or by the one that :func:`recommend` names.
+    r"""Estimate :math:`\log p(x)` by the named estimator, or by the one that :func:`recommend` chooses.
 
     Arguments:
         model, guide, x, seed, max_bytes, progress: As for :func:`importance`.
         estimator: ``"auto"``, or ``"is"`` (:func:`importance`), ``"psis"``, ``"ais"``, ``"smc"``, ``"grid"``
-            (:func:`quadrature`); or a recommendation. Of the options below, one that is recommended takes what it has.
-        num_particles: Draws or chains per datapoint, instead of the estimator's own default; a grid takes none.
+            (:func:`quadrature`); or a recommendation. A recommended estimator ignores those options that it lacks.
+        num_particles: The number of draws or chains per datapoint, by default the estimator's own; a grid has none.
         target_stderr: The standard error to reach in nats per datapoint, for ``"is"`` and ``"psis"``; a grid is
-            refined to rounding anyway, and chains have no such rule. 0.05 for a recommendation, if neither this nor
+            exact to rounding anyway, and chains have no such rule. For a recommendation the default is 0.05, unless
             ``num_particles`` is given.
-        proposal: What ``"is"`` and ``"psis"`` draw from, see :func:`importance`.
+        proposal: The proposal of ``"is"`` and ``"psis"``, see :func:`importance`.
 
     Errors:
         ConfigError: for an unknown name, or an option that the estimator does not have.

@@ -26,25 +26,25 @@ class LogEvidence(NamedTuple):
     """
 
     value: Float[Tensor, " batch"]
-    """Nats per datapoint, float64."""
+    """The estimate in nats per datapoint, float64."""
     stderr: Float[Tensor, " batch"]
-    """Monte-Carlo standard error, nats."""
+    """The Monte-Carlo standard error, in nats."""
     side: Literal["lower", "upper", "point"]
     ess: Float[Tensor, " batch"]
-    """Effective sample size of the weights, from 1 to ``num_particles``; nan where there are no weights."""
+    """The effective sample size of the weights, from 1 to ``num_particles``; nan where there are no weights."""
     pareto_k: Float[Tensor, " batch"]
-    """Tail shape k-hat of the weights; nan where there are none, or too few."""
+    """The tail shape k-hat of the weights; nan where there are none, or too few."""
     judgement: Judgement
     num_particles: Int[Tensor, " batch"]
-    """Draws per datapoint, or chains per datapoint."""
+    """The number of draws, or of chains, per datapoint."""
     num_evaluations: Int[Tensor, " batch"]
-    r"""Evaluations of :math:`\log p(x, z)` per datapoint, pilots included; one with its gradient counts once."""
+    r"""The evaluations of :math:`\log p(x, z)` per datapoint, pilots included; one with its gradient counts once."""
     simulated: bool = False
-    """Whether the data were simulated from the model; for real data it then holds only as far as the two are alike."""
+    """True for data simulated from the model; it then holds for real data only as far as the two are alike."""
 
     @classmethod
     def joined(cls, parts: Sequence[LogEvidence], order: Int[Tensor, " batch"] | None = None) -> LogEvidence:
-        """Return the datapoints of several estimates of one kind behind one another, then put into the given order."""
+        """Return the datapoints of several estimates of one kind concatenated, then put into the given order."""
         whole = cls(*(_cat([getattr(part, name) for part in parts]) for name in cls._fields))
         if order is None:
             return whole
@@ -66,12 +66,12 @@ class LogEvidence(NamedTuple):
 
     @property
     def monte_carlo_error(self) -> float:
-        r"""Standard error of :attr:`mean` from the draws, :math:`\sqrt{\sum_b \mathrm{stderr}_b^2} / N`."""
+        r"""The standard error of :attr:`mean` from the draws, :math:`\sqrt{\sum_b \mathrm{stderr}_b^2} / N`."""
         return Mean.of(self.value, self.stderr).monte_carlo_error.item()
 
     @property
     def test_set_error(self) -> float:
-        r"""Standard error of :attr:`mean` from the choice of datapoints, :math:`\mathrm{sd} / \sqrt N`."""
+        r"""The standard error of :attr:`mean` from the choice of datapoints, :math:`\mathrm{sd} / \sqrt N`."""
         return Mean.of(self.value, self.stderr).test_set_error.item()
 
 

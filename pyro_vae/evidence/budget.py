@@ -1,4 +1,4 @@
-r"""Importance weights, summarised as they are drawn: a fixed number for each datapoint, or until its error is small."""
+r"""Importance weights, summarised as they are drawn: a fixed number per datapoint, or until its error is small."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..pairs.progress import Progress
 from ..samplers.fitted_proposal import FIT_EVALUATIONS, fitted_proposal
 from ..samplers.proposals import DefensiveProposal, GuideProposal, Proposer, Rows
 
-_FIRST = 1024  # draws, before an error is looked at: that of few is small where they missed the large weights
-_GROWTH = 4.0  # at most, from one look to the next: an error from few draws says little
+_FIRST = 1024  # draws before the first look at the error, which is too small if few draws missed the large weights
+_GROWTH = 4.0  # largest factor from one look to the next: an error from few draws is itself uncertain
 _RUNG = 2**0.25  # budgets are rounded up to powers of this, so that datapoints are drawn together
 _BUFFER = 1024  # draws per datapoint that wait to be summarised together
 _ROWS = 1024  # datapoints whose budgets are settled together
@@ -33,13 +33,13 @@ class Pool(NamedTuple):
     rows: Rows
     weights: TailMoments
     pilot: int
-    """Evaluations per datapoint that only fitted the proposal."""
+    """The number of evaluations per datapoint that only fitted the proposal."""
 
 
 class Budget(NamedTuple):
-    """The number of draws: ``most``, or fewer where the standard error has come down to ``target``."""
+    """The number of draws: ``max_particles``, or fewer where the standard error has come down to ``target``."""
 
-    most: int
+    max_particles: int
     target: float | None
 
 
@@ -54,7 +54,7 @@ class Source(NamedTuple):
     bar: Progress
 
     def proposer(self, rows: Rows) -> tuple[Proposer, int]:
-        """Return the proposal for these rows, and the number of evaluations that it took to find it."""
+        """Return the proposal for these rows, and the number of evaluations that its fit has taken."""
         if self.proposal == "defensive":
             return DefensiveProposal(self.pair, self.max_bytes), 0
         if self.proposal == "refined":
@@ -64,7 +64,7 @@ class Source(NamedTuple):
         return GuideProposal(self.pair, self.max_bytes), 0
 
     def pools(self, rows: Rows, num: int, proposer: Proposer, pilot: int) -> Iterator[Pool]:
-        """Yield ``num`` draws of each row, for one block of rows after the other."""
+        """Yield the summary of ``num`` draws of each row, for one block of rows after the other."""
         at, weights, waiting = slice(0, 0), None, []
         self.bar.total += len(rows) * num
         for span, log_w in proposer(rows, num):
@@ -80,7 +80,7 @@ class Source(NamedTuple):
             yield Pool(rows[at], self._summary(weights, waiting), pilot)
 
     def _summary(self, weights: TailMoments | None, waiting: list[Tensor]) -> TailMoments:
-        """Return the summary with the waiting draws, and clear these."""
+        """Return the summary with the waiting draws merged into it, and clear their list."""
         if not waiting:
             assert weights is not None
             return weights
@@ -102,13 +102,13 @@ def drawn(source: Source, budget: Budget) -> Iterator[Pool]:
     adaptive = budget.target is not None
     for block in rows.split(_ROWS) if adaptive and source.pair.independent_rows else [rows]:
         proposer, pilot = source.proposer(block)
-        first = min(_FIRST, budget.most) if adaptive else budget.most
+        first = min(_FIRST, budget.max_particles) if adaptive else budget.max_particles
         for pool in source.pools(block, first, proposer, pilot):
             yield from _settled(source, budget, pool, proposer) if adaptive else [pool]
 
 
 def _settled(source: Source, budget: Budget, pool: Pool, proposer: Proposer) -> Iterator[Pool]:
-    """Draw more particles for the datapoints whose error is too large, most for those where it is largest."""
+    """Yield datapoints as their errors reach the target; the larger the error, the more particles are drawn next."""
     rows, weights, pilot = pool
     while True:
         goal = _goal(weights, budget)
@@ -124,7 +124,7 @@ def _settled(source: Source, budget: Budget, pool: Pool, proposer: Proposer) -> 
 
 
 def _more(source: Source, rows: Rows, missing: Int[Tensor, " chosen"], proposer: Proposer) -> TailMoments:
-    """Draw as many further particles of each datapoint as it misses."""
+    """Return the summary of the missing particles of each datapoint."""
     pools = [
         pool for num in missing.unique().tolist() for pool in source.pools(rows[missing == num], num, proposer, pilot=0)
     ]
@@ -132,9 +132,9 @@ def _more(source: Source, rows: Rows, missing: Int[Tensor, " chosen"], proposer:
 
 
 def _goal(weights: TailMoments, budget: Budget) -> Int[Tensor, " chosen"]:
-    r"""Return the number of draws that brings the error down to the target: it falls with :math:`1 / \sqrt K`."""
+    r"""Return the number of draws that brings the error down to the target, as it falls with :math:`1 / \sqrt K`."""
     count, error = weights.num_particles.double(), weights.log_moments.stderr
     assert budget.target is not None
     factor = (error / budget.target).square().nan_to_num(nan=_GROWTH).clamp(max=_GROWTH)
-    rung = (_RUNG ** torch.ceil(torch.log(count * factor) / math.log(_RUNG))).ceil()  # above the count, if only by one
-    return torch.where(error <= budget.target, count, rung.clamp(max=budget.most).maximum(count)).long()
+    rung = (_RUNG ** torch.ceil(torch.log(count * factor) / math.log(_RUNG))).ceil()  # above the count, by at least one
+    return torch.where(error <= budget.target, count, rung.clamp(max=budget.max_particles).maximum(count)).long()

@@ -32,9 +32,9 @@ def elbo(
 
     .. math:: \hat{\mathcal L}(x) = \frac1K \sum_{k=1}^K \log w_k, \quad \mathrm{stderr} = \mathrm{sd}(\log w) / \sqrt K
 
-    The value is unbiased for the ELBO, which is a lower bound: ``side`` is ``"lower"``, by
-    :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x))` nats however many particles there are. To *train* on the ELBO
-    use :class:`pyro_vae.objectives.ELBO`.
+    The value is unbiased for the ELBO, which is below :math:`\log p(x)` by
+    :math:`\mathrm{KL}(q(z \mid x) \,\|\, p(z \mid x))` nats, whatever the number of particles: ``side`` is ``"lower"``.
+    To *train* on the ELBO use :class:`pyro_vae.objectives.ELBO`.
 
     Arguments:
         model, guide, x, num_particles, seed, max_bytes, progress: As for :func:`importance`.
@@ -55,14 +55,14 @@ def elbo(
     num_particles = require_count("num_particles", num_particles, least=2, why=", since one draw has no error bar")
     max_bytes = require_count("max_bytes", max_bytes)
     pair = Pair.of(model, guide, x)
-    found: dict[int, Moments] = {}
+    moments: dict[int, Moments] = {}
     with pair.evaluation(seed, "evidence"), progress_bar(len(pair) * num_particles, progress) as bar:
         for rows, log_w in particle_blocks(pair, num_particles=num_particles, max_bytes=max_bytes):
             block = Moments.of(log_w)
-            found[rows.start] = found[rows.start].merge(block) if rows.start in found else block
+            moments[rows.start] = moments[rows.start].merge(block) if rows.start in moments else block
             bar.update(log_w.numel())
-    value = torch.cat([part.mean for part in found.values()])
-    stderr = torch.cat([part.stderr for part in found.values()])
+    value = torch.cat([part.mean for part in moments.values()])
+    stderr = torch.cat([part.stderr for part in moments.values()])
     counts = torch.full(value.shape, num_particles)
     return LogEvidence(
         value=value,

@@ -35,11 +35,11 @@ class Summary(NamedTuple):
 
 
 def collected(
-    found: list[Summary], *, side: Side, num_particles: int, simulated: bool = False, chains: bool = True
+    summaries: list[Summary], *, side: Side, num_particles: int, simulated: bool = False, chains: bool = True
 ) -> LogEvidence:
-    """Return the estimate for all datapoints; without ``chains`` it is judged as one of independent draws."""
-    value, stderr, ess = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
-    unknown = torch.full_like(value, torch.nan)  # too few weights for a tail
+    """Return the estimate for all datapoints; without ``chains`` it is judged as an estimate from independent draws."""
+    value, stderr, ess = (torch.cat(parts) for parts in list(zip(*summaries, strict=True))[:3])
+    unknown = torch.full_like(value, torch.nan)  # there are too few weights for a tail
     return LogEvidence(
         value=value,
         stderr=stderr,
@@ -51,9 +51,9 @@ def collected(
             stderr=stderr,
             ess=ess,
             pareto_k=None if chains else unknown,
-            num_particles=found[0].num_weights,
+            num_particles=summaries[0].num_weights,
         ),
         num_particles=torch.full_like(value, num_particles, dtype=torch.long),
-        num_evaluations=torch.full_like(value, found[0].num_evaluations, dtype=torch.long),
+        num_evaluations=torch.full_like(value, summaries[0].num_evaluations, dtype=torch.long),
         simulated=simulated,
     )

@@ -37,21 +37,21 @@ def importance(
     grows to :math:`\log p(x)` with K. ``stderr`` is the delta-method standard error, which understates the error when
     few weights dominate: ``verdict`` says for each datapoint whether to believe it, and ``reason`` why not.
 
-    The proposal r need not be the guide: the guide that is best for the ELBO is narrower than the posterior, and weights
-    of a narrow proposal can have an infinite variance.
+    The proposal r need not be the guide: the guide that is best for the ELBO is narrower than the posterior, and the
+    weights of a narrow proposal can have an infinite variance.
 
     - ``"guide"``: the guide as it is.
     - ``"defensive"``: a tenth of the draws from the prior, the others from the guide, weighed as draws of the mixture;
       no weight exceeds about ten times the likelihood.
     - ``"refined"``: a tenth of the draws from the guide, the others from a Gaussian with full covariance, weighed as
-      draws of the mixture. For each datapoint it is the Gaussian that maximises the ELBO, found from the guide's
-      answer in 200 steps of 10 draws, and widened until half of the effective draws would be lost if the
-      posterior were that Gaussian. In many dimensions this is what brings k-hat down.
+      draws of the mixture. For each datapoint the Gaussian maximises the ELBO, in 200 steps of 10 draws from the
+      guide's answer, and is then widened until half of the effective draws would be lost if the posterior were that
+      Gaussian. In many dimensions this brings k-hat down.
 
     With ``target_stderr``, draws go to where the error is large: each datapoint gets about a thousand, and further ones
-    until its standard error is met or ``num_particles`` are spent. A rule that stops by the draws themselves leaves a
-    bias, of the order of the squared error for weights that have a variance. For other weights it may be several errors
-    large: the rule stops where no large weight has come up yet, and such draws are ``ok`` more often than a fixed number.
+    until its standard error is reached or ``num_particles`` are spent. A rule that stops by the draws themselves leaves
+    a bias, of the order of the squared error for weights of finite variance. For other weights it may be several errors
+    large, as the rule stops before a large weight has come up; and ``ok`` is then more frequent than without it.
 
     The encoder runs once per datapoint. Particles and datapoints are processed in blocks of about ``max_bytes`` with
     streaming sums in float64, so peak memory does not grow with K.
@@ -61,10 +61,10 @@ def importance(
         x: Data ``[n, ...]``, any array type.
         num_particles: The number of particles K per datapoint, 5000 by default; with ``target_stderr`` the largest
             number, 100,000 by default.
-        proposal: What is drawn from: ``"guide"``, ``"defensive"`` or ``"refined"``.
-        target_stderr: The standard error to reach, in nats per datapoint.
+        proposal: The distribution to draw from: ``"guide"``, ``"defensive"`` or ``"refined"``.
+        target_stderr: The standard error to reach, in nats for each datapoint.
         seed: The draws depend on it alone; torch's own generator is left as it is.
-        max_bytes: About how much memory a block may take; other blocks are other draws.
+        max_bytes: The approximate memory of a block, in bytes; other blocks give other draws.
         progress: Show a progress bar on a terminal.
 
     Errors:

@@ -20,8 +20,8 @@ from ..pairs.running import Program
 from .base import LogEvidence
 from .from_weights import Estimate, from_weights
 
-_LARGE = 256  # weights that enter exactly
-_TOGETHER = 32  # datapoints whose pairs are in memory at once
+_LARGE = 256  # largest weights, which enter exactly
+_TOGETHER = 32  # datapoints with all pairs of large weights in memory at once
 
 
 def jackknife(
@@ -40,18 +40,18 @@ def jackknife(
 
     .. math:: \hat L^{J}_m = \sum_{j=0}^m (-1)^j \frac{(K - j)^m}{(m - j)!\, j!} \hat L_{K-j}
 
-    with :math:`\hat L_{K-j}` the mean, over all subsets of :math:`K - j` particles, of their log-mean-exp: a bias of
+    where :math:`\hat L_{K-j}` is the mean of the log-mean-exp over all subsets of :math:`K - j` particles. A bias of
     :math:`O(1/K)` becomes one of :math:`O(K^{-m-1})`, of unknown sign, so ``side`` is ``"point"``. The standard error
     is that of the importance estimate, which it equals to leading order. Unlike :func:`pyro_vae.weights.jackknife`,
-    which goes through all subsets, this streams: the largest weights enter exactly, the others, each a small part of
-    the sum, through a series in their power sums.
+    which goes through all subsets, this estimator streams: the largest weights enter exactly, the others, each a small
+    part of the sum, through a series in their power sums.
 
     Arguments:
-        order: 1 or 2.
+        order: The order m, 1 or 2.
         model, guide, x, num_particles, proposal, seed, max_bytes, progress: As for :func:`importance`.
 
     Errors:
-        ConfigError: for another order, or not more particles than the order.
+        ConfigError: for another order, or ``num_particles`` that do not exceed it.
         DataError, PairError, StaleParamStoreError: As for :func:`importance`.
 
     References:
@@ -60,8 +60,8 @@ def jackknife(
     Example:
         >>> problem = pv.problems.linear_gaussian(W=[[1.0], [2.0]], scale=0.5)
         >>> x = problem.sample(3, seed=0)
-        >>> found = jackknife(problem.model, problem.guide(), x, order=2, num_particles=10)
-        >>> torch.allclose(found.value, problem.log_evidence(x).double(), atol=1e-4)
+        >>> evidence = jackknife(problem.model, problem.guide(), x, order=2, num_particles=10)
+        >>> torch.allclose(evidence.value, problem.log_evidence(x).double(), atol=1e-4)
         True
     """
     if order not in (1, 2):
@@ -84,32 +84,32 @@ def jackknife(
 def _first_order(weights: TailMoments, smoothed: Float[Tensor, "tail batch"]) -> Estimate:
     moments, parts = weights.log_moments, _Parts.of(weights)
     count, (_, c_1) = parts.total, jackknife_coefficients(parts.total, 1)
-    one = math.log(count / (count - 1)) + parts.without_one()
-    return Estimate(moments.log_mean + c_1 * one, moments.stderr)  # as the coefficients sum to 1
+    without_one = math.log(count / (count - 1)) + parts.without_one()
+    return Estimate(moments.log_mean + c_1 * without_one, moments.stderr)  # since the coefficients sum to 1
 
 
 def _second_order(weights: TailMoments, smoothed: Float[Tensor, "tail batch"]) -> Estimate:
     moments, parts = weights.log_moments, _Parts.of(weights)
     count, (_, c_1, c_2) = parts.total, jackknife_coefficients(parts.total, 2)
-    one = math.log(count / (count - 1)) + parts.without_one()
-    two = math.log(count / (count - 2)) + parts.without_two()
-    return Estimate(moments.log_mean + c_1 * one + c_2 * two, moments.stderr)
+    without_one = math.log(count / (count - 1)) + parts.without_one()
+    without_two = math.log(count / (count - 2)) + parts.without_two()
+    return Estimate(moments.log_mean + c_1 * without_one + c_2 * without_two, moments.stderr)
 
 
 class _Parts(NamedTuple):
     r"""Weights relative to their sum, :math:`u_k = w_k / \sum_j w_j`: some large ones, and power sums of the others.
 
-    What is wanted are the means of :math:`\log(1 - u_i)` and :math:`\log(1 - u_i - u_j)`; for small u they are the
-    series :math:`-\sum_m u^m / m`. Where one large weight is nearly all of the sum, the others are compared with what
-    it leaves.
+    They yield the means of :math:`\log(1 - u_i)` and :math:`\log(1 - u_i - u_j)`, for small u by the series
+    :math:`-\sum_m u^m / m`. Where one large weight is nearly all of the sum, the others are compared with the rest of
+    the sum.
     """
 
     total: int
     log_u: Float[Tensor, "large batch"]
     log_rest: Float[Tensor, "large batch"]
-    """The rest of the sum without each of the large ones."""
+    """Logarithms of the sum without each of the large weights."""
     powers: Float[Tensor, "power batch"]
-    """Logarithms of the power sums of the others."""
+    """Logarithms of the power sums of the other weights."""
 
     @classmethod
     def of(cls, weights: TailMoments) -> _Parts:
@@ -120,9 +120,9 @@ class _Parts(NamedTuple):
         small = weights.tail[len(large) :] - weights.log_moments.log_sum
         if len(small):
             others = torch.logaddexp(others, torch.logsumexp(m[:, None] * small, 1))
-        nothing = torch.full_like(large[:1], -torch.inf)
-        before = torch.cat([nothing, torch.logcumsumexp(large, 0)[:-1]])
-        after = torch.cat([torch.logcumsumexp(large.flip(0), 0).flip(0)[1:], nothing])
+        log_zero = torch.full_like(large[:1], -torch.inf)
+        before = torch.cat([log_zero, torch.logcumsumexp(large, 0)[:-1]])
+        after = torch.cat([torch.logcumsumexp(large.flip(0), 0).flip(0)[1:], log_zero])
         return cls(count, large, torch.logaddexp(torch.logaddexp(before, after), others[0]), others)
 
     def without_one(self) -> Float[Tensor, " batch"]:
@@ -135,13 +135,13 @@ class _Parts(NamedTuple):
 
     def _both_large(self) -> Float[Tensor, " batch"]:
         first, second = torch.triu_indices(len(self.log_u), len(self.log_u), 1)[:, 1:]
-        # The second largest may be nearly all that the largest leaves; of no other pair can that be said.
-        found = torch.logaddexp(torch.logsumexp(self.log_u[2:], 0), self.powers[0])
-        for rows in torch.arange(found.shape[0]).split(_TOGETHER):
+        # The second largest weight may be nearly all of the sum without the largest: no other two have this problem.
+        result = torch.logaddexp(torch.logsumexp(self.log_u[2:], 0), self.powers[0])
+        for rows in torch.arange(result.shape[0]).split(_TOGETHER):
             log_u, log_rest = self.log_u[:, rows], self.log_rest[:, rows]
             part = torch.exp(log_u[second] - log_rest[first])
-            found[rows] += (log_rest[first] + torch.log1p(-part)).sum(0)
-        return found
+            result[rows] += (log_rest[first] + torch.log1p(-part)).sum(0)
+        return result
 
     def _one_large(self) -> Float[Tensor, " batch"]:
         m = _exponents(self.powers)[:, None]
@@ -150,11 +150,11 @@ class _Parts(NamedTuple):
 
     def _none_large(self) -> Float[Tensor, " batch"]:
         sums = [torch.full_like(self.powers[0], self.total - len(self.log_u)), *self.powers.exp()]
-        found = torch.zeros_like(self.powers[0])
+        result = torch.zeros_like(self.powers[0])
         for m in range(1, 5):
-            ordered = sum((math.comb(m, part) * sums[part] * sums[m - part] for part in range(m + 1)), found * 0)
-            found = found - (ordered - 2**m * sums[m]) / (2 * m)
-        return found
+            ordered = sum((math.comb(m, part) * sums[part] * sums[m - part] for part in range(m + 1)), result * 0)
+            result = result - (ordered - 2**m * sums[m]) / (2 * m)
+        return result
 
 
 def _exponents(like: Tensor) -> Float[Tensor, "power 1"]:

@@ -20,7 +20,7 @@ from ..pairs.pair import Pair
 from ..pairs.traces import is_masked, site_log_prob, total
 
 _MAX_ROWS = 256
-_COPIES = 16  # of the largest activation while a node is decoded, some of them in double precision
+_COPIES = 16  # copies of the largest activation while a node is decoded, some in double precision
 
 
 @runtime_checkable
@@ -36,8 +36,8 @@ class Nodes(Protocol):
 class SharedSums:
     r"""Sums for a model with the same :math:`p(z)` and :math:`p(x \mid z)` for every datapoint: a node is decoded once.
 
-    The latent values of the nodes take the place of rows, which any network takes. Only the distributions that come out
-    are kept, and each datapoint is scored under them.
+    The nodes take the place of rows, in batches that any network takes. Only the resulting distributions are kept, and
+    each datapoint is scored under them.
     """
 
     def __init__(self, densities: Sequence[Density], *, max_bytes: int, on_progress: Callable[[int], Any]) -> None:
@@ -48,7 +48,7 @@ class SharedSums:
         self._capacity = densities[0].pair.capacity(max_bytes, copies=_COPIES)
 
     def log_sums(self, nodes: Nodes, rows: Int[Tensor, " rows"], *, prior: bool = True) -> LogMoments:
-        r"""Return :math:`\log \sum_n p(x_b, z_n)` over the nodes, and that of the squares, for these rows.
+        r"""Return :math:`\log \sum_n p(x_b, z_n)` over the nodes, and that of squares, for these rows.
 
         Without ``prior`` the sum is :math:`\log \sum_n p(x_b \mid z_n)`.
         """
@@ -93,7 +93,7 @@ class DirectSums:
         self._capacity = densities[0].pair.capacity(max_bytes, copies=_COPIES)
 
     def log_sums(self, nodes: Nodes, rows: Int[Tensor, " rows"]) -> LogMoments:
-        """Return the sums that :class:`SharedSums` returns."""
+        """Return the same sums as :meth:`SharedSums.log_sums`."""
         parts, first = [], 0
         for density in self._densities:
             here = rows[(rows >= first) & (rows < first + len(density))] - first
@@ -113,7 +113,7 @@ class DirectSums:
 
 
 def densities_of(pair: Pair, max_bytes: int) -> Iterator[Density]:
-    """Yield the densities of consecutive blocks of rows that fit into memory, one after the other."""
+    """Yield the densities of consecutive blocks of rows that fit into memory."""
     return (Density(block) for _, block, _ in pair.blocks(max_bytes, max_rows=_MAX_ROWS))
 
 
@@ -123,12 +123,12 @@ def sums_over(
     """Return shared sums if they agree with the pair's densities at a few nodes for every datapoint, else direct ones.
 
     Arguments:
-        densities: The pair on consecutive rows of the data.
-        max_bytes: About how much memory a block may take.
-        on_progress: Is called with the number of pairs of a node and a datapoint since the last call.
+        densities: The densities of consecutive rows of the data.
+        max_bytes: The approximate memory of a block, in bytes.
+        on_progress: Called with the number of evaluations, one for each node and datapoint, since the last call.
     """
     first = densities[0]
-    first.terms(first.draw(1), q=False)  # errors of the model are raised here, and not taken for a failure to share
+    first.terms(first.draw(1), q=False)  # errors of the model are raised here, not caught below
     try:
         shared = SharedSums(densities, max_bytes=max_bytes, on_progress=on_progress)
         if _agree(shared, densities):
@@ -148,11 +148,11 @@ def _agree(shared: SharedSums, densities: Sequence[Density]) -> bool:
     )
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """Return whether these are equal but for rounding, which grows in networks and in sums over many dimensions."""
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    """Return whether the two are equal but for rounding, which grows in networks and in sums over many dimensions."""
     rounding = torch.finfo(expected.dtype).eps ** 0.75  # 6e-6 in single and 2e-12 in double precision
-    found = found.expand_as(expected)
-    return torch.allclose(found, expected.double(), rounding, max(1e-7, 100 * rounding), equal_nan=True)
+    actual = actual.expand_as(expected)
+    return torch.allclose(actual, expected.double(), rounding, max(1e-7, 100 * rounding), equal_nan=True)
 
 
 def _merged(sums: LogMoments | None, block: LogMoments) -> LogMoments:

@@ -1,4 +1,4 @@
-r"""The check by draws from the prior: do they find a part of the posterior, far from the guide, that was missed?"""
+r"""The prior check: draws from the prior show where an estimate has missed a part of the posterior."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ __all__ = ["prior_check"]
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,11 +19,11 @@ from .latent_sums import SharedSums, densities_of, sums_over
 
 _MAX_DRAWS = 2**15  # decoded once for all datapoints
 _MAX_DIMENSIONS = 10  # in more, draws from the prior hardly ever meet a posterior
-_ERRORS = 4.0
+_ERRORS = 4.0  # standard errors
 
 
 class Points(NamedTuple):
-    """Latent values in place of the nodes of a grid."""
+    """Latent values that stand in for the nodes of a grid."""
 
     u: Float[Tensor, "nodes latent"]
 
@@ -36,8 +35,8 @@ class Points(NamedTuple):
         return self.u[start:stop]
 
 
-def prior_check(found: LogEvidence, pair: Pair, *, seed: int, max_bytes: int) -> LogEvidence:
-    r"""Return the estimate with the verdict ``unreliable`` where draws from the prior find clearly more.
+def prior_check(evidence: LogEvidence, pair: Pair, *, seed: int, max_bytes: int) -> LogEvidence:
+    r"""Return the estimate, with the verdict ``unreliable`` where draws from the prior find clearly more.
 
     An estimator cannot know of a mode that none of its draws has met: its weights are even and its error bar is small.
     Draws from the prior meet it, if there are few dimensions, whatever the guide is:
@@ -45,38 +44,38 @@ def prior_check(found: LogEvidence, pair: Pair, *, seed: int, max_bytes: int) ->
     .. math:: \hat p_0(x) = \frac1M \sum_{m=1}^M p(x \mid z_m), \qquad z_m \sim p(z)
 
     Clearly more means more by four standard errors, :math:`4 \sqrt{\text{stderr}^2 + \text{stderr}_0^2}`, and by
-    another :math:`3 / \text{ESS}_0`, since the error bar of few hits is itself uncertain. Because
-    :math:`E[\hat p_0] = p(x)`, a single hit exceeds log p(x) by these 7 nats with a probability below :math:`e^{-7}`,
-    and several hits hardly more often: a right value keeps its verdict.
+    another :math:`3 / \text{ESS}_0`, since the error bar of few hits is itself uncertain. As
+    :math:`E[\hat p_0] = p(x)`, a single hit exceeds log p(x) by these 4 + 3 nats with a probability below
+    :math:`e^{-7}`, and several hits hardly more often: a right value keeps its verdict.
 
-    The draws, at most 32,768 and never more than the estimator's own of all datapoints together, are decoded once for
-    all datapoints and not counted in ``num_evaluations``. Pairs with more than 10 latent dimensions, with discrete
-    latents, or with a prior or a decoder that differs between datapoints are not checked.
+    The draws, at most 32,768 and never more than the estimator's evaluations of all datapoints together, are decoded
+    once for all datapoints and not counted in ``num_evaluations``. Pairs with more than 10 latent dimensions, with
+    discrete latents, or with a prior or a decoder that differs between datapoints are not checked.
     """
     with pair.evaluation(seed, "second opinion"):
         try:
             densities = densities_of(pair, max_bytes)
             first = next(densities)
             if not 0 < first.dim <= _MAX_DIMENSIONS:
-                return found
+                return evidence
             densities = [first, *densities]
         except PairError:
-            return found
+            return evidence
         sums = sums_over(densities, max_bytes=max_bytes, on_progress=lambda _: None)
         if not isinstance(sums, SharedSums):
-            return found
-        num = min(_MAX_DRAWS, int(found.num_evaluations.sum()))
+            return evidence
+        num = min(_MAX_DRAWS, int(evidence.num_evaluations.sum()))
         u = first.draw_prior(-(-num // len(first))).flatten(0, 1)[:num]
         prior = sums.log_sums(Points(u), torch.arange(len(pair), device=pair.x.device), prior=False)
-    return found._replace(judgement=_with(found, prior))
+    return evidence._replace(judgement=_judged(evidence, prior))
 
 
-def _with(found: LogEvidence, prior: LogMoments) -> Judgement:
-    more = prior.log_mean - found.value
-    needed = _ERRORS * torch.hypot(found.stderr, prior.stderr) + 3 / prior.ess
-    verdict, reason = (texts.tolist() for texts in found.judgement)
+def _judged(evidence: LogEvidence, prior: LogMoments) -> Judgement:
+    more = prior.log_mean - evidence.value
+    needed = _ERRORS * torch.hypot(evidence.stderr, prior.stderr) + 3 / prior.ess
+    verdict, reason = (texts.tolist() for texts in evidence.judgement)
     for row in (more > needed).nonzero()[:, 0].tolist():
         if verdict[row] != "unreliable":
             verdict[row] = "unreliable"
             reason[row] = f"draws from the prior find {more[row]:.2g} nats more: part of the posterior was overlooked"
-    return Judgement(np.array(verdict), np.array(reason, dtype=object))
+    return Judgement.of(list(zip(verdict, reason, strict=True)))

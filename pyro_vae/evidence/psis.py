@@ -36,12 +36,12 @@ def psis(
 
     where the largest :math:`\lceil \min(K / 5, 3 \sqrt K) \rceil` weights are replaced by the expected order statistics
     of a generalised Pareto distribution fitted to them, cut off at the largest raw weight. This trades variance for a
-    bias of unknown sign: ``side`` is ``"point"``. The fitted shape is ``pareto_k``, and is what :func:`importance`
-    judges by too. Weights without a tail (all equal, or fewer than 21 draws) are left as they are.
+    bias of unknown sign: ``side`` is ``"point"``. The fitted shape is ``pareto_k``, by which :func:`importance`
+    judges its weights, too. Weights without a tail (all equal, or fewer than 21 draws) are left as they are.
 
     Arguments:
         model, guide, x, num_particles, proposal, target_stderr, seed, max_bytes, progress: As for :func:`importance`;
-            with a ``target_stderr`` the error that is looked at is that of the raw weights.
+            ``target_stderr`` refers to the standard error of the raw weights.
 
     Errors:
         ConfigError, DataError, PairError, StaleParamStoreError: As for :func:`importance`.

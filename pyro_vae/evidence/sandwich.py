@@ -27,7 +27,7 @@ _WHY = ", since fewer have no error bar"
 
 
 class Sandwich(NamedTuple):
-    """Two estimates with log p(x) in between, in expectation."""
+    """Two estimates of log p(x), which is between their expectations."""
 
     lower: LogEvidence
     upper: LogEvidence
@@ -51,7 +51,7 @@ def sandwich(
 ) -> Sandwich:
     r"""Estimate :math:`\log p(x)` from below and from above, where an exact draw from the posterior is known.
 
-    A pair (x, z) drawn from the model is one: its z is a draw from :math:`p(z \mid x)`. See
+    Where x and z are drawn together from the model, z is a draw from :math:`p(z \mid x)`. See
     :func:`pyro_vae.simulation.simulate`.
 
     ``"ais"``, bidirectional Monte Carlo: chains from q0 to the posterior as in :func:`ais`, and chains from ``z_true``
@@ -60,22 +60,22 @@ def sandwich(
     .. math:: E\Big[\log \tfrac1M \sum_m w_m\Big] \le \log p(x) \le
         E\Big[-\log \tfrac1M \sum_m 1 / w_m^{\text{reverse}}\Big]
 
-    ``"iwae"``: K draws from the guide, and the same number with ``z_true`` in the place of one of them,
+    ``"iwae"``: K draws from the guide, and the same number with ``z_true`` in place of one of them,
 
     .. math:: E\Big[\log \tfrac1K \sum_{k=1}^K w_k\Big] \le \log p(x) \le
         E\Big[\log \tfrac1K \Big(w(z_{\text{true}}) + \sum_{k=1}^{K-1} w_k\Big)\Big]
 
-    The expectation of an upper bound is over ``z_true``, too, and there is one for each datapoint. Its ``stderr`` is
-    what other chains or draws from the same ``z_true`` would vary by, so a single datapoint's value may lie below
-    log p(x) by more than that: the mean over datapoints is the bound.
+    The expectation of an upper bound is over ``z_true``, too, of which there is one for each datapoint. Its ``stderr``
+    is the standard deviation over other chains or draws from the same ``z_true``, so a single datapoint's value may lie
+    below log p(x) by more than that: the mean over datapoints is the bound.
 
     Arguments:
         model, guide: Any Pyro pair with one data plate and continuous local latents.
         x: Simulated data ``[n, ...]``.
-        z_true: What made them: site name -> ``[n, *event]``.
+        z_true: The latent values that generated them: site name -> ``[n, *event]``.
         method: ``"ais"`` or ``"iwae"``, which is cheap, and wide where the guide is far from the posterior.
-        num_particles: Chains in each direction (by default 16), or draws (by default 1000).
-        num_temperatures, num_steps, schedule, start: As for :func:`ais`; ``"iwae"`` has no use for them.
+        num_particles: The number of chains in each direction (by default 16), or of draws (by default 1000).
+        num_temperatures, num_steps, schedule, start: As for :func:`ais`; ``"iwae"`` ignores them.
         seed, max_bytes, progress: As for :func:`ais`.
 
     Errors:
@@ -105,11 +105,11 @@ def sandwich(
     z = {name: suited(_values(name, value, len(pair)), model, guide) for name, value in z_true.items()}
     if method == "ais":
         cost = partial(annealing_evaluations, 2 * num_particles, num_temperatures, num_steps)
-        both = partial(_by_chains, betas=betas, num_steps=num_steps, num_particles=num_particles)
+        estimate = partial(_by_chains, betas=betas, num_steps=num_steps, num_particles=num_particles)
     else:
-        cost, both = lambda most: num_particles + 1, partial(_by_draws, num_particles=num_particles)
-    found = blockwise(
-        lambda path, span, most: both(path, {name: value[span] for name, value in z.items()}, most),
+        cost, estimate = lambda max_particles: num_particles + 1, partial(_by_draws, num_particles=num_particles)
+    summaries = blockwise(
+        lambda path, span, num: estimate(path, {name: value[span] for name, value in z.items()}, num),
         pair,
         start=start if method == "ais" else "guide",
         num_chains=num_particles,
@@ -118,7 +118,7 @@ def sandwich(
         max_bytes=max_bytes,
         progress=progress,
     )
-    lower, upper = map(list, zip(*found, strict=True))
+    lower, upper = map(list, zip(*summaries, strict=True))
     return Sandwich(
         collected(lower, side="lower", num_particles=num_particles, simulated=True),
         collected(upper, side="upper", num_particles=num_particles, simulated=True),
@@ -126,31 +126,33 @@ def sandwich(
 
 
 def _by_chains(
-    path: TemperedPath, z: dict[str, Tensor], most: int, *, betas: Tensor, num_steps: int, num_particles: int
+    path: TemperedPath, z: dict[str, Tensor], max_particles: int, *, betas: Tensor, num_steps: int, num_particles: int
 ) -> tuple[Summary, Summary]:
     """Return the estimates by chains from q0 to the posterior, and from its draw back by the same transitions."""
-    steps = tune(path, betas, num_steps=num_steps, most=most)
+    steps = tune(path, betas, num_steps=num_steps, most=max_particles)
     true = _coordinates(path, z)
 
     def back(num: int) -> Tensor:
         return anneal(path.begin(true.expand(num, *true.shape[1:]), 1.0), betas, steps, reverse=True)
 
-    log_w = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, most)
-    num_evaluations = path.num_evaluations  # the other direction takes as many
-    reverse = in_pieces(back, num_particles, most)
+    log_w = in_pieces(lambda num: anneal(path.begin(path.draw(num), 0.0), betas, steps), num_particles, max_particles)
+    num_evaluations = path.num_evaluations  # the reverse chains take as many
+    reverse = in_pieces(back, num_particles, max_particles)
     return Summary.of(log_w, num_evaluations), Summary.of(reverse, num_evaluations, inverse=True)
 
 
-def _by_draws(path: TemperedPath, z: dict[str, Tensor], most: int, *, num_particles: int) -> tuple[Summary, Summary]:
+def _by_draws(
+    path: TemperedPath, z: dict[str, Tensor], max_particles: int, *, num_particles: int
+) -> tuple[Summary, Summary]:
     """Return the importance-weighted bound, and its upper twin with the known draw in place of one particle."""
     path.density.require_guide()
     true = path.log_weights(_coordinates(path, z))
-    log_w = in_pieces(lambda num: path.log_weights(path.draw(num)), num_particles, most)
+    log_w = in_pieces(lambda num: path.log_weights(path.draw(num)), num_particles, max_particles)
     return Summary.of(log_w, num_particles), _completed(log_w[1:], true)
 
 
 def _completed(log_w: Tensor, true: Tensor) -> Summary:
-    """Return the estimate from the draws and the known one, which adds no error."""
+    """Return the estimate from the draws and the known draw, which adds no error."""
     drawn, both = LogMoments.of(log_w), Summary.of(torch.cat([log_w, true]), len(log_w) + 1)
     return both._replace(stderr=drawn.stderr * (drawn.log_sum - torch.logaddexp(drawn.log_sum, true[0])).exp())
 

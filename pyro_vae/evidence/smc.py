@@ -46,16 +46,16 @@ def smc(
         \hat Z = \prod_{r} \frac1N \sum_{n=1}^N w_n^{(r)}
 
     In each of P independent populations, N chains are resampled (systematically) whenever their effective sample size
-    falls below N / 2, so that none is spent where the posterior is not; :math:`w^{(r)}` are the weights gathered from
-    one resampling to the next. Each :math:`\hat Z_p` is unbiased for p(x), so ``side`` is ``"lower"``; ``stderr`` and
-    ``ess`` are those of P weights. What is not said here is as for :func:`ais`.
+    falls below N / 2, so that none is wasted where the posterior has no mass; :math:`w^{(r)}` are the weights gathered
+    from one resampling to the next. Each :math:`\hat Z_p` is unbiased for p(x), so ``side`` is ``"lower"``; ``stderr``
+    and ``ess`` are those of P weights. Everything else is as for :func:`ais`.
 
     Arguments:
         model, guide, x: As for :func:`ais`.
         num_particles: The number of chains N in a population.
         num_populations: The number of populations P; ``num_particles`` of the result is P N.
         num_temperatures, num_steps, schedule, start, seed, max_bytes, progress: As for :func:`ais`. A population is
-            never split, so that a block may take more than ``max_bytes`` if one datapoint's population does.
+            never split, so a block takes more than ``max_bytes`` if one datapoint's population does.
 
     Errors:
         ConfigError, DataError, PairError, StaleParamStoreError: As for :func:`ais`.
@@ -79,19 +79,19 @@ def smc(
     require_one_of("start", start, ("guide", "prior"))
     pair = Pair.of(model, guide, x)
 
-    def estimate(path: TemperedPath, span: slice, most: int) -> Summary:
-        steps = tune(path, betas, num_steps=num_steps, most=most)
+    def estimate(path: TemperedPath, span: slice, max_particles: int) -> Summary:
+        steps = tune(path, betas, num_steps=num_steps, most=max_particles)
 
         def populations(num: int) -> Tensor:
             state = path.begin(path.draw(num_particles * num), 0.0)
             log_w = anneal(state, betas, steps, regroup=lambda log_w, state: resampled(log_w, state, num_particles))
             return log_mean_exp(log_w.unflatten(0, (num_particles, num)))
 
-        together = max(1, most // num_particles)
+        together = max(1, max_particles // num_particles)
         return Summary.of(in_pieces(populations, num_populations, together), path.num_evaluations)
 
     num_chains = num_populations * num_particles
-    found = blockwise(
+    summaries = blockwise(
         estimate,
         pair,
         start=start,
@@ -101,16 +101,16 @@ def smc(
         max_bytes=max_bytes,
         progress=progress,
     )
-    whole = collected(found, side="lower", num_particles=num_chains)
-    return prior_check(whole, pair, seed=seed, max_bytes=max_bytes)
+    evidence = collected(summaries, side="lower", num_particles=num_chains)
+    return prior_check(evidence, pair, seed=seed, max_bytes=max_bytes)
 
 
 def resampled(
     log_w: Float[Tensor, "chains batch"], state: State, num_particles: int
 ) -> tuple[Float[Tensor, "chains batch"], State]:
-    """Resample the populations, ``[particles, populations]`` in ``chains``, that have lost half of their particles.
+    """Resample the populations, ``[particles, populations]`` in ``chains``, that lost half of their effective size.
 
-    Afterwards all weights of such a population are equal to their mean, so that the estimate goes on from there.
+    Afterwards all weights of such a population are equal to their mean, from which the estimate goes on.
     """
     groups = log_w.unflatten(0, (num_particles, -1))
     num_populations, rows = groups.shape[1:]
@@ -118,9 +118,9 @@ def resampled(
     if not poor.any():
         return log_w, state
     chosen = systematic(groups.flatten(1)).unflatten(1, (num_populations, rows))
-    themselves = torch.arange(num_particles, device=log_w.device)[:, None, None]
+    unchanged = torch.arange(num_particles, device=log_w.device)[:, None, None]
     population = torch.arange(num_populations, device=log_w.device)[:, None]
-    index = (torch.where(poor, chosen, themselves) * num_populations + population).flatten(0, 1)
+    index = (torch.where(poor, chosen, unchanged) * num_populations + population).flatten(0, 1)
     groups = torch.where(poor, log_mean_exp(groups), groups)
     row = torch.arange(rows, device=log_w.device)
     position, log_density, gradient, carried = state

@@ -21,6 +21,11 @@ class Judgement(NamedTuple):
     reason: np.ndarray
 
     @classmethod
+    def of(cls, rows: Sequence[tuple[str, str]]) -> Judgement:
+        """Return the judgement with these verdicts and reasons, ``(verdict, reason)`` for each datapoint."""
+        return cls(np.array([row[0] for row in rows]), np.array([row[1] for row in rows], dtype=object))
+
+    @classmethod
     def joined(cls, parts: Sequence[Judgement]) -> Judgement:
         """Return the judgement on consecutive rows of the data, given that on each part."""
         return cls(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -90,7 +95,7 @@ def judge(
         _judge_one(*numbers, least)
         for numbers in zip(value.tolist(), stderr.tolist(), ess.tolist(), pareto_k.tolist(), counts, strict=True)
     ]
-    return Judgement(np.array([row[0] for row in rows]), np.array([row[1] for row in rows], dtype=object))
+    return Judgement.of(rows)
 
 
 def _judge_one(value: float, stderr: float, ess: float, pareto_k: float, count: float, least: int) -> tuple[str, str]:

@@ -174,7 +174,7 @@ def test_a_coarse_step_fails_the_same_check(widths, right):
     with torch.no_grad():
         nodes = sums_over(densities((problem.model, problem.guide()), x), max_bytes=2**26, on_progress=id)
         step = widths * torch.linalg.inv(problem.posterior_covariance).diagonal().rsqrt()
-        grid = Grid.covering(torch.full((2,), -8.0), torch.full((2,), 8.0), step, most=10**6)
+        grid = Grid.covering(torch.full((2,), -8.0), torch.full((2,), 8.0), step, max_nodes=10**6)
         value = nodes.log_sums(grid, torch.arange(50)).log_sum + grid.log_cell
     assert exact(value, problem.log_evidence(x), 1e-7) is right
 
@@ -494,7 +494,7 @@ def test_a_likelihood_that_depends_on_x_is_evaluated_row_by_row():
     with torch.no_grad():
         parts = densities((conditional, guide), x)
         assert isinstance(sums_over(parts, max_bytes=2**26, on_progress=id), DirectSums)
-        grid = Grid.covering(torch.tensor([-8.0]), torch.tensor([8.0]), torch.tensor([0.02]), most=10**6)
+        grid = Grid.covering(torch.tensor([-8.0]), torch.tensor([8.0]), torch.tensor([0.02]), max_nodes=10**6)
         wrong = (
             SharedSums(parts, max_bytes=2**26, on_progress=id).log_sums(grid, torch.arange(6)).log_sum + grid.log_cell
         )
